@@ -1,0 +1,42 @@
+"""Events, their types and schemas, and the Avro codec. Knows no other part of eventspine."""
+
+from .codec import Codec, Encoded, PinnedType, schema_id_of
+from .errors import (
+    ConcurrencyError,
+    DecodeError,
+    EventIdTaken,
+    EventspineError,
+    Fenced,
+    IntegrityError,
+    InvalidEvent,
+    ProjectionError,
+    SchemaError,
+    SettingsError,
+    Unavailable,
+    UnknownEventType,
+)
+from .event import Event, category_of
+from .event_type import EventType, load_event_types
+
+__all__ = [
+    "Codec",
+    "ConcurrencyError",
+    "DecodeError",
+    "Encoded",
+    "Event",
+    "EventIdTaken",
+    "EventType",
+    "EventspineError",
+    "Fenced",
+    "IntegrityError",
+    "InvalidEvent",
+    "PinnedType",
+    "ProjectionError",
+    "SchemaError",
+    "SettingsError",
+    "Unavailable",
+    "UnknownEventType",
+    "category_of",
+    "load_event_types",
+    "schema_id_of",
+]

@@ -1,0 +1,222 @@
+"""Event data to bytes and back: Avro in the Confluent wire format.
+
+Source: the wire format is a zero byte, the schema id as a 4-byte big-endian integer, then the Avro binary encoding
+(https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import msgspec
+from fastavro import schemaless_reader, schemaless_writer
+from fastavro.validation import ValidationError, validate
+
+from .errors import DecodeError, InvalidEvent, SchemaError, UnknownEventType
+from .event_type import EventType
+
+__all__ = ["Codec", "Encoded", "PinnedType", "UnknownSchemaId", "check_new_definition", "has_nul", "schema_id_of"]
+
+_HEADER = struct.Struct(">bI")
+_json = msgspec.json.Encoder()
+
+
+class UnknownSchemaId(DecodeError):
+    """The id may have been registered since the registered schemas were loaded: load them again, once."""
+
+
+class PinnedType(NamedTuple):
+    """An event type together with the schema id that it keeps for ever."""
+
+    schema_id: int
+    event_type: EventType
+
+
+class Encoded(NamedTuple):
+    """What is stored of an event's data: `payload` is the truth, `json` is for people and queries.
+
+    `data` is the payload decoded again: what every reader will see (defaults filled in, numbers in the schema's type).
+    """
+
+    payload: bytes
+    json: str
+    data: dict[str, Any]
+    schema_version: int
+
+
+class Codec:
+    """The event types known to this process, by name and by schema id. No I/O: whoever owns it adds what it loads."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, PinnedType] = {}
+        self._by_name: dict[tuple[str, int], PinnedType] = {}
+
+    def add(self, pinned: Iterable[PinnedType]) -> None:
+        """Learn event types. The highest version of a name is the one that events without a schema version get."""
+        for entry in pinned:
+            name, version = entry.event_type.name, entry.event_type.schema_version
+            self._by_id[entry.schema_id] = entry
+            self._by_name[name, version] = entry
+            newest = self._by_name.get((name, 0))
+            if newest is None or newest.event_type.schema_version <= version:
+                self._by_name[name, 0] = entry
+
+    def knows(self, event_type: str, schema_version: int) -> bool:
+        return (event_type, schema_version) in self._by_name
+
+    def knows_id(self, schema_id: int) -> bool:
+        return schema_id in self._by_id
+
+    def pinned(self) -> list[PinnedType]:
+        """All event types known, by schema id."""
+        return [self._by_id[schema_id] for schema_id in sorted(self._by_id)]
+
+    def encode(self, event_type: str, schema_version: int, data: Mapping[str, Any]) -> Encoded:
+        """Validate data by encoding it; `schema_version` 0 is the newest.
+
+        The bytes are decoded again at once: it proves that they can be read, gives the caller what readers will see, and
+        finds what Avro's encoder would change in silence (5.5 in a long becomes 5, any object in a boolean becomes true).
+
+        Raises:
+            UnknownEventType: no such type or version.
+            InvalidEvent: the data does not fit; the field is named.
+        """
+        pinned = self._by_name.get((event_type, schema_version))
+        if pinned is None:
+            raise UnknownEventType(self._advice(event_type, schema_version), event_type=event_type)
+        schema = pinned.event_type.parsed
+        buffer = BytesIO(_HEADER.pack(0, pinned.schema_id))
+        buffer.seek(5)
+        try:
+            schemaless_writer(buffer, schema, data, strict_allow_default=True)
+            payload = buffer.getvalue()
+            buffer.seek(5)
+            decoded = schemaless_reader(buffer, schema, None)
+            if decoded != data:
+                _explain_difference(data, decoded, schema)
+            text = _json.encode(decoded)
+        except InvalidEvent as refused:
+            raise InvalidEvent(refused.reason, event_type=event_type) from refused.__cause__
+        except Exception as error:  # fastavro raises whatever the conversion of a value raises
+            raise InvalidEvent(_explain(data, schema, error), event_type=event_type) from error
+        if has_nul(text, decoded):
+            raise InvalidEvent(
+                "a text in data contains a NUL character, which Postgres can't store", event_type=event_type
+            )
+        return Encoded(payload, text.decode(), decoded, pinned.event_type.schema_version)
+
+    def decode(self, payload: bytes) -> dict[str, Any]:
+        """Read bytes in the Confluent wire format by the schema that wrote them.
+
+        Raises:
+            DecodeError: foreign or truncated bytes, or a schema id that is not known here.
+        """
+        schema_id = schema_id_of(payload)
+        pinned = self._by_id.get(schema_id)
+        if pinned is None:
+            raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
+        buffer = BytesIO(payload)
+        buffer.seek(5)
+        try:
+            data = schemaless_reader(buffer, pinned.event_type.parsed, None)
+        except Exception as error:  # fastavro raises EOFError, IndexError, UnicodeDecodeError, struct.error, …
+            raise DecodeError(f"{len(payload)} bytes do not fit schema id {schema_id}: {error!r}") from error
+        if buffer.tell() != len(payload):
+            raise DecodeError(
+                f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}"
+            )
+        assert isinstance(data, dict)
+        return data
+
+    def _advice(self, event_type: str, schema_version: int) -> str:
+        versions = sorted(version for name, version in self._by_name if name == event_type and version)
+        if versions:
+            return f"schema version {schema_version} is not registered; registered are {versions}"
+        return (
+            "no schema is registered for this event type; give it to eventspine.connect(…, event_types=[…]) "
+            "or register it with `eventspine schema register FILE.avsc`"
+        )
+
+
+def schema_id_of(payload: bytes) -> int:
+    """Return the schema id in front of Confluent-framed bytes.
+
+    Raises:
+        DecodeError: the bytes are not in that format.
+    """
+    if len(payload) < 5 or payload[0] != 0:
+        raise DecodeError(f"not in the Confluent wire format: {len(payload)} bytes starting with {payload[:5].hex()!r}")
+    return int.from_bytes(payload[1:5], "big")
+
+
+def _explain(data: Any, schema: Any, error: Exception) -> str:
+    """Say which field does not fit; fall back on the encoder's own words."""
+    try:
+        validate(data, schema, raise_errors=True, strict=False)
+    except ValidationError as invalid:
+        return "data does not fit its schema: " + "; ".join(
+            f"{fault.field}: {fault.datum!r} is no {fault.schema}" for fault in invalid.errors[:3]
+        )
+    except Exception as other:  # values that even the validator can't look at
+        return f"data does not fit its schema: {other}"
+    return f"data does not fit its schema: {error}"
+
+
+def _explain_difference(data: Any, decoded: Any, schema: Any) -> None:
+    """Let pass what encoding may change (defaults, float precision, tuples); refuse what it would falsify.
+
+    Raises:
+        InvalidEvent: a value that is not of its field's type, or a naive time where Avro wants an instant.
+    """
+    try:
+        validate(data, schema, raise_errors=True, strict=False)
+    except ValidationError as invalid:
+        raise InvalidEvent(_explain(data, schema, invalid)) from invalid
+    naive = _naive_instant(data, decoded, "")
+    if naive:
+        raise InvalidEvent(f"data does not fit its schema: {naive} is a naive datetime; use an aware one")
+
+
+def _naive_instant(data: Any, decoded: Any, path: str) -> str:
+    """Return the path of the first naive datetime that was read back as an instant; "" if there is none.
+
+    fastavro takes a naive datetime for local time, so that the stored instant would depend on the machine.
+    """
+    inner: list[tuple[Any, Any, str]] = []
+    if isinstance(data, datetime) and isinstance(decoded, datetime):
+        return path if data.utcoffset() is None and decoded.utcoffset() is not None else ""
+    if isinstance(data, Mapping) and isinstance(decoded, Mapping):
+        inner = [(value, decoded.get(key), f"{path}.{key}".lstrip(".")) for key, value in data.items()]
+    elif isinstance(data, (list, tuple)) and isinstance(decoded, (list, tuple)):
+        inner = [(*pair, f"{path}[{n}]") for n, pair in enumerate(zip(data, decoded, strict=False))]
+    return next(filter(None, (_naive_instant(*each) for each in inner)), "")
+
+
+def has_nul(text: bytes, value: Any) -> bool:
+    """Tell whether a value, whose JSON is `text`, contains a NUL character, which jsonb can't hold."""
+    return b"\\u0000" in text and _contains_nul(value)
+
+
+def _contains_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, Mapping):
+        return any(_contains_nul(key) or _contains_nul(inner) for key, inner in value.items())
+    return isinstance(value, (list, tuple)) and any(map(_contains_nul, value))
+
+
+def check_new_definition(known: EventType, offered: EventType) -> None:
+    """Check that an event type offered under a registered name and version is the registered one.
+
+    Raises:
+        SchemaError: the definitions differ.
+    """
+    if known.fingerprint != offered.fingerprint:
+        raise SchemaError(
+            f"{offered.name} version {offered.schema_version} is registered with another schema; events that were written "
+            f"with it must stay readable: give the changed schema version {known.schema_version + 1}"
+        )

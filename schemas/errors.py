@@ -1,0 +1,115 @@
+"""Every error that eventspine raises.
+
+    EventspineError
+    ├── InvalidEvent          refused before anything was written; the caller's data must change
+    │   └── UnknownEventType  no schema is registered under that name (and version)
+    ├── ConcurrencyError      the stream is not at the expected version: reload, decide again
+    ├── EventIdTaken          an event id is already recorded elsewhere or with other content
+    ├── SchemaError           a schema that is invalid or contradicts a registered one
+    ├── DecodeError           bytes that no known schema can read
+    ├── Unavailable           a server is away; the only error that is worth a retry
+    ├── Fenced                another process took over this work: stop
+    ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
+    ├── ProjectionError       a projection's code or table is wrong
+    └── SettingsError         a setting is missing or makes no sense
+
+Each carries its facts as attributes, says them in one sentence and says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ConcurrencyError",
+    "DecodeError",
+    "EventIdTaken",
+    "EventspineError",
+    "Fenced",
+    "IntegrityError",
+    "InvalidEvent",
+    "ProjectionError",
+    "SchemaError",
+    "SettingsError",
+    "Unavailable",
+    "UnknownEventType",
+]
+
+
+class EventspineError(Exception):
+    """Anything that eventspine raises on purpose."""
+
+
+class InvalidEvent(EventspineError, ValueError):
+    """Refuse an event (or its stream's name) before anything is written.
+
+    Attributes: `stream_id`, `event_type` ("" where unknown), `reason`.
+    """
+
+    def __init__(self, reason: str, *, stream_id: str = "", event_type: str = "") -> None:
+        where = " ".join(filter(None, [event_type, f"for stream {stream_id!r}" if stream_id else ""]))
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+        self.stream_id = stream_id
+        self.event_type = event_type
+
+
+class UnknownEventType(InvalidEvent):
+    """Refuse an event whose type has no registered schema."""
+
+
+class ConcurrencyError(EventspineError):
+    """Report that a stream is not where the append expected it. Nothing was written.
+
+    Attributes: `stream_id`, `expected` (version or ANY/STREAM_EXISTS/NO_STREAM as given), `actual` (the stream's
+    version at that moment, 0 = no event).
+    """
+
+    def __init__(self, stream_id: str, *, expected: Any, actual: int) -> None:
+        super().__init__(
+            f"stream {stream_id!r} is at version {actual}, not at the expected {expected}; "
+            "read the stream again, decide again, and append with its present version"
+        )
+        self.stream_id = stream_id
+        self.expected = expected
+        self.actual = actual
+
+
+class EventIdTaken(EventspineError):
+    """Report an event id that is already recorded in another place or with another content. Nothing was written."""
+
+    def __init__(self, stream_id: str, *, event_ids: list[str]) -> None:
+        super().__init__(
+            f"append to {stream_id!r} refused: event id {', '.join(event_ids)} is already recorded elsewhere or with "
+            "other data; give a new fact a new event_id, and retry an append only with the same events"
+        )
+        self.stream_id = stream_id
+        self.event_ids = event_ids
+
+
+class SchemaError(EventspineError, ValueError):
+    """Refuse a schema that is invalid or that contradicts the one registered under the same name and version."""
+
+
+class DecodeError(EventspineError):
+    """Report bytes that can't be read: foreign, truncated, or of an unknown schema id."""
+
+
+class Unavailable(EventspineError):
+    """Report that a server did not answer in time. Retrying is safe: appends are idempotent by event id."""
+
+
+class Fenced(EventspineError):
+    """Report that another process has taken over this work. Nothing of ours was committed after that."""
+
+
+class IntegrityError(EventspineError):
+    """Report that log, topic and cursor contradict each other. Going on could lose or repeat events."""
+
+
+class ProjectionError(EventspineError):
+    """Report that a projection's handler failed, or that its table is not as declared."""
+
+
+class SettingsError(EventspineError, ValueError):
+    """Report a missing or senseless setting."""

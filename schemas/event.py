@@ -1,0 +1,134 @@
+"""The event: one immutable fact, and the names it goes by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from uuid_utils.compat import uuid7
+
+from .errors import InvalidEvent
+
+__all__ = ["Event", "category_of", "check_stream_id", "normalise_metadata", "rfc3339"]
+
+_STREAM_ID = re.compile(r"(?P<category>[A-Za-z_][A-Za-z0-9_.]*)-(?P<id>[^\x00-\x1f\x7f]+)")
+_MAX_STREAM_ID_CHARS = 400
+_IDENTIFIERS = ("correlation_id", "causation_id", "user_id")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact: what happened, to which stream, who or what caused it, and, once recorded, its places.
+
+    To append one, give `event_type` and `data`; `event_id` is a new UUIDv7 unless given. `metadata` holds the
+    envelope: `correlation_id`, `causation_id`, `user_id` (strings), `timestamp` (when it happened: an aware datetime or
+    an ISO 8601 string with offset; the time of the append unless given), and the user's own JSON values.
+
+    `append` and every read return recorded copies, in which `stream_id`, `schema_version`, `version` (1, 2, … in
+    the stream), `global_position` (1, 2, … in the log) and `created_at` (the database's clock) are set; before that they
+    are empty, 0 and None. `schema_version` 0 asks for the newest registered version of the type.
+    """
+
+    event_type: str
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    event_id: UUID = msgspec.field(default_factory=uuid7)
+    stream_id: str = ""
+    schema_version: int = 0
+    version: int = 0
+    global_position: int = 0
+    created_at: datetime | None = None
+
+    @property
+    def category(self) -> str:
+        """The `{Type}` of the stream."""
+        return self.stream_id.partition("-")[0]
+
+    @property
+    def correlation_id(self) -> str | None:
+        return self.metadata.get("correlation_id")
+
+    @property
+    def causation_id(self) -> str | None:
+        return self.metadata.get("causation_id")
+
+    @property
+    def user_id(self) -> str | None:
+        return self.metadata.get("user_id")
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """When the fact happened, as its author says; aware, UTC. None before the append if none was given."""
+        value = self.metadata.get("timestamp")
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def category_of(stream_id: str) -> str:
+    """Return the category of a stream: `Order` for `Order-abc123`."""
+    return stream_id.partition("-")[0]
+
+
+def check_stream_id(stream_id: str, stream_type: str) -> None:
+    """Check that a stream is named `{Type}-{id}` and that the type given beside it agrees.
+
+    The type becomes part of a Kafka topic's name, so it holds letters, digits, `_` and `.` only.
+
+    Raises:
+        InvalidEvent: what is wrong with the name.
+    """
+    match = _STREAM_ID.fullmatch(stream_id) if isinstance(stream_id, str) else None
+    if match is None:
+        raise InvalidEvent(
+            "a stream is named {Type}-{id}, like 'Order-abc123': a type of letters, digits, '_' or '.', a hyphen, and an "
+            "id without control characters",
+            stream_id=repr(stream_id) if not isinstance(stream_id, str) else stream_id,
+        )
+    if match["category"] != stream_type:
+        raise InvalidEvent(
+            f"the stream's type is {match['category']!r}, but stream_type={stream_type!r} was given",
+            stream_id=stream_id,
+        )
+    if len(stream_id) > _MAX_STREAM_ID_CHARS:
+        raise InvalidEvent(f"the name has {len(stream_id)} characters; {_MAX_STREAM_ID_CHARS} is the limit")
+    try:
+        stream_id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(f"the name is not valid Unicode ({error.reason})") from error
+
+
+def rfc3339(moment: datetime) -> str:
+    """Write an aware datetime in UTC, with microseconds and `Z`, so that texts sort like times."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def normalise_metadata(metadata: Mapping[str, Any], *, now: str) -> dict[str, Any]:
+    """Return the envelope as it is stored: ids as strings, `timestamp` in UTC as RFC 3339 (`now` where it is missing).
+
+    Raises:
+        InvalidEvent: an identifier that is no string or UUID, a timestamp that is naive or unreadable.
+    """
+    normal = dict(metadata)
+    for name in _IDENTIFIERS:
+        value = normal.get(name)
+        if isinstance(value, UUID):
+            normal[name] = str(value)
+        elif value is not None and not isinstance(value, str):
+            raise InvalidEvent(f"metadata[{name!r}] is {type(value).__name__}; it must be a string or a UUID")
+    moment = normal.get("timestamp")
+    if moment is None:
+        normal["timestamp"] = now
+        return normal
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as error:
+            raise InvalidEvent(f"metadata['timestamp'] {moment!r} is not an ISO 8601 time") from error
+    if not isinstance(moment, datetime):
+        raise InvalidEvent(f"metadata['timestamp'] is {type(moment).__name__}; it must be an aware datetime")
+    if moment.utcoffset() is None:
+        raise InvalidEvent("metadata['timestamp'] is naive; use an aware one, like datetime.now(timezone.utc)")
+    normal["timestamp"] = rfc3339(moment)
+    return normal

@@ -1,0 +1,127 @@
+"""Event types: a name, a schema version, and the Avro schema that its data must fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from fastavro.schema import SchemaParseException, UnknownType
+
+from .errors import SchemaError
+
+__all__ = ["EventType", "load_event_types"]
+
+_FILE_NAME = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(\.v(?P<version>[1-9][0-9]*))?\.avsc")
+
+
+@dataclass(frozen=True)
+class EventType:
+    """One version of one kind of event.
+
+    `definition` is the Avro schema as JSON text in one normal form (keys sorted, no white space), so that two texts that
+    say the same have the same `fingerprint`. The Parsing Canonical Form of the Avro specification does not serve: it
+    drops defaults and logical types, which change what bytes mean.
+    """
+
+    name: str
+    schema_version: int
+    definition: str
+
+    @classmethod
+    def from_schema(cls, schema: dict[str, Any], *, schema_version: int = 1) -> EventType:
+        """Make an event type from an Avro record schema; the record's name is the event type's name.
+
+        Raises:
+            SchemaError: the schema is not a valid Avro record, or the version is below 1.
+        """
+        if not isinstance(schema, dict) or schema.get("type") != "record" or not isinstance(schema.get("name"), str):
+            raise SchemaError("an event type's schema is an Avro record with a name")
+        if schema_version < 1:
+            raise SchemaError(f"{schema['name']}: schema versions count from 1, not {schema_version}")
+        name = schema["name"].rpartition(".")[2]
+        event_type = cls(name, schema_version, json.dumps(schema, sort_keys=True, separators=(",", ":")))
+        event_type.parsed  # noqa: B018 - parsing is the check
+        return event_type
+
+    @classmethod
+    def from_avsc(cls, file: Path | Traversable) -> EventType:
+        """Read `OrderPlaced.avsc` (version 1) or `OrderPlaced.v2.avsc`.
+
+        Raises:
+            SchemaError: the file's name or content is not as it should be.
+        """
+        match = _FILE_NAME.fullmatch(file.name)
+        if match is None:
+            raise SchemaError(
+                f"{file}: name it like the event type: OrderPlaced.avsc, or OrderPlaced.v2.avsc for version 2"
+            )
+        try:
+            schema = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SchemaError(f"{file}: not JSON: {error}") from error
+        event_type = cls.from_schema(schema, schema_version=int(match["version"] or 1))
+        if event_type.name != match["name"]:
+            raise SchemaError(f"{file}: the record inside is called {event_type.name!r}; the file's name must agree")
+        return event_type
+
+    @classmethod
+    def from_dataclass(cls, model: type, *, schema_version: int = 1) -> EventType:
+        """Derive the schema from a dataclass; the class's name is the event type's name.
+
+        Needs the extra `eventspine[dataclasses]`.
+
+        Raises:
+            SchemaError: a field's type has no Avro schema.
+        """
+        from dataclasses_avroschema import AvroModel
+
+        if not issubclass(model, AvroModel):
+            model = type(model.__name__, (model, AvroModel), {"__doc__": model.__doc__, "__module__": model.__module__})
+        try:
+            schema = json.loads(model.avro_schema())
+        except Exception as error:  # the library raises whatever its field classes raise
+            raise SchemaError(f"{model.__name__}: no Avro schema can be derived: {error}") from error
+        return cls.from_schema(schema, schema_version=schema_version)
+
+    @cached_property
+    def parsed(self) -> dict[str, Any]:
+        """The schema as fastavro parsed it.
+
+        Raises:
+            SchemaError: it is not valid Avro.
+        """
+        try:
+            parsed = fastavro.parse_schema(json.loads(self.definition), named_schemas={})
+        except (SchemaParseException, UnknownType, RecursionError, ValueError, KeyError, TypeError) as error:
+            raise SchemaError(f"{self.name} version {self.schema_version}: invalid Avro schema: {error}") from error
+        assert isinstance(parsed, dict)
+        return parsed
+
+    @property
+    def full_name(self) -> str:
+        """The record's name with its namespace, as subjects use it."""
+        return str(self.parsed["name"])
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the definition: 32 bytes."""
+        return hashlib.sha256(self.definition.encode()).digest()
+
+
+def load_event_types(folder: Path | Traversable) -> list[EventType]:
+    """Read every `.avsc` file of a folder, sorted by name and version.
+
+    Raises:
+        SchemaError: a file is wrong, or there is none.
+    """
+    types = [EventType.from_avsc(file) for file in folder.iterdir() if file.name.endswith(".avsc")]
+    if not types:
+        raise SchemaError(f"{folder}: no .avsc file in this folder")
+    return sorted(types, key=lambda event_type: (event_type.name, event_type.schema_version))

@@ -1,0 +1,136 @@
+"""The log as its followers see it: what comes after a position, and a wake-up when there is more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import NamedTuple
+
+import asyncpg
+
+from ...schemas.codec import PinnedType
+from ...schemas.pins import load_pinned_types, register_subjects
+from ...schemas.postgres import load_sql, translated
+
+__all__ = ["AppendSignal", "PostgresLog", "StoredEvent"]
+
+logger = logging.getLogger(__name__)
+
+_SQL = "eventspine.store.postgres"
+_READ_STORED = load_sql(_SQL, "sql/read_stored")
+_LAST_POSITION = load_sql(_SQL, "sql/last_position")
+_EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
+_APPEND_CHANNEL = load_sql(_SQL, "sql/append_channel")
+_TRY_LEAD = load_sql(_SQL, "sql/try_lead")
+
+
+class StoredEvent(NamedTuple):
+    """An event as it lies in the log: bytes and texts, nothing decoded."""
+
+    global_position: int
+    event_id: str
+    stream_id: str
+    stream_type: str
+    event_type: str
+    version: int
+    schema_version: int
+    payload: bytes
+    created_at: datetime
+    metadata: str
+
+
+class AppendSignal:
+    """Wakes a follower when something was appended. A hint only: notifications can be lost, positions can't."""
+
+    def __init__(self) -> None:
+        self._appended = asyncio.Event()
+
+    def notify(self, *_: object) -> None:
+        self._appended.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return at the next append, or after `timeout_s`; at once if there was an append since the last wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._appended.wait()
+        self._appended.clear()
+
+
+class PostgresLog:
+    """The log for followers that pass bytes on (the relay). Reads need no lock and hold none up."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def last_position(self) -> int:
+        """Return the global position of the last event, 0 for an empty log."""
+        async with translated():
+            return int(await self._pool.fetchval(_LAST_POSITION))
+
+    async def read_stored(self, from_position: int, limit: int) -> list[StoredEvent]:
+        """Return at most `limit` events with `global_position > from_position`, in order, as stored."""
+        async with translated():
+            rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit)
+        return [StoredEvent(*row) for row in rows]
+
+    async def event_id_at(self, position: int) -> str | None:
+        """Return the id of the event at a position, None if the log does not reach that far."""
+        async with translated():
+            return await self._pool.fetchval(_EVENT_ID_AT, position)
+
+    async def pinned_types(self) -> list[PinnedType]:
+        """Return every registered event type with its schema id."""
+        return await load_pinned_types(self._pool)
+
+    async def register_subjects(self, subjects: set[tuple[str, int]]) -> None:
+        """List schemas under the subjects by which registries know them: (subject, schema id)."""
+        await register_subjects(self._pool, subjects)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[AppendSignal]:
+        """Hold a connection that hears of appends.
+
+        When the connection is lost the signal is set, so that the follower looks at the log, and hears of the loss there.
+        """
+        signal = AppendSignal()
+        async with translated(), self._pool.acquire() as connection:
+            channel = await connection.fetchval(_APPEND_CHANNEL)
+            connection.add_termination_listener(signal.notify)
+            await connection.add_listener(channel, signal.notify)
+            try:
+                yield signal
+            finally:
+                connection.remove_termination_listener(signal.notify)
+                if not connection.is_closed():
+                    await connection.remove_listener(channel, signal.notify)
+
+    @asynccontextmanager
+    async def lead(self, name: str) -> AsyncIterator[Lead]:
+        """Hold a connection on which one process at a time can become the leader under `name`.
+
+        Leadership ends with the connection. It is for liveness only: a process that has lost it, and does not know yet,
+        must be stopped by other means (the relay: by Kafka's producer epoch).
+        """
+        async with translated(), self._pool.acquire() as connection:
+            yield Lead(connection, name)
+
+
+class Lead:
+    """A candidate for the leadership under a name."""
+
+    def __init__(self, connection: asyncpg.Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    async def try_acquire(self) -> bool:
+        """Become the leader if nobody else is."""
+        async with translated():
+            return bool(await self._connection.fetchval(_TRY_LEAD, self._name))
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection, and with it the leadership, is gone."""
+        return self._connection.is_closed()

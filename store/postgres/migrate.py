@@ -1,0 +1,69 @@
+"""Bring a database to the tables that this version of eventspine needs."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import asyncpg
+
+from ...schemas.errors import SettingsError
+from ...schemas.postgres import load_sql, translated
+
+__all__ = ["migrate"]
+
+_PACKAGE = "eventspine.store.postgres"
+_FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
+_LOCK = "SELECT pg_advisory_xact_lock(1702261358, 0)"
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS eventspine_migrations (
+    version    integer     NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT eventspine_migrations_pkey PRIMARY KEY (version)
+)"""
+
+
+def migrations() -> dict[int, str]:
+    """Return the statements of each migration, by version, ascending."""
+    folder = files(_PACKAGE).joinpath("migrations")
+    found = {int(match[1]): file for file in folder.iterdir() if (match := _FILE_NAME.fullmatch(file.name))}
+    return {version: found[version].read_text(encoding="utf-8") for version in sorted(found)}
+
+
+async def migrate(connection: asyncpg.Connection, *, only_if_empty: bool = False) -> list[int]:
+    """Create the tables, or migrate those of an older version; return the versions applied, [] if all was there.
+
+    One transaction: it happens as a whole or not at all. Two at once are safe. With `only_if_empty`, a database that has
+    our tables already is left alone, whatever their version.
+
+    Raises:
+        SettingsError: the database is newer than this program, holds a foreign table `events`, or refuses the right to
+            create tables.
+        Unavailable: Postgres is away.
+    """
+    steps = migrations()
+    newest = max(steps)
+    async with translated(), connection.transaction():
+        await connection.execute(_LOCK)
+        ours = await connection.fetchval("SELECT to_regclass('eventspine_migrations') IS NOT NULL")
+        if ours and only_if_empty:
+            return []
+        if not ours and await connection.fetchval("SELECT to_regclass('events') IS NOT NULL"):
+            raise SettingsError(
+                "the database holds a table `events` that is not ours; choose another database, or another schema by "
+                "search_path in the DSN (postgresql://…/db?search_path=eventspine)"
+            )
+        await connection.execute(_VERSIONS)
+        at = await connection.fetchval("SELECT coalesce(max(version), 0) FROM eventspine_migrations")
+        if at > newest:
+            raise SettingsError(f"the database is at version {at}, this program knows {newest}: upgrade eventspine")
+        if at == 0:
+            applied = [newest]
+            await connection.execute(load_sql(_PACKAGE, "schema"))
+        else:
+            applied = [version for version in steps if version > at]
+            for version in applied:
+                await connection.execute(steps[version])
+        await connection.execute(load_sql(_PACKAGE, "append_events"))
+        await connection.executemany("INSERT INTO eventspine_migrations (version) VALUES ($1)", [(v,) for v in applied])
+    return applied

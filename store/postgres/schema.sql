@@ -1,0 +1,84 @@
+-- The tables of an event store, as a new database gets them. Old databases get here by the files in migrations/.
+-- Names are not qualified: everything lives in the first schema of the connection's search_path.
+
+-- The log. Only append_events() writes here, and only by INSERT.
+CREATE TABLE events (
+    global_position bigint      NOT NULL,  -- 1, 2, … in the log, dense: max(global_position) = count(*)
+    id              uuid        NOT NULL,
+    stream_id       text        NOT NULL,  -- {Type}-{id}
+    stream_type     text        NOT NULL,  -- the {Type}
+    version         bigint      NOT NULL,  -- 1, 2, … in the stream, dense
+    event_type      text        NOT NULL,
+    schema_version  integer     NOT NULL,
+    event_data      jsonb       NOT NULL,  -- for people and queries
+    metadata        jsonb       NOT NULL,  -- correlation_id, causation_id, user_id, timestamp, and the user's own
+    payload         bytea       NOT NULL,  -- the truth: Avro in the Confluent wire format, as Kafka gets it
+    created_at      timestamptz NOT NULL,  -- never falls along the log
+    CONSTRAINT events_pkey PRIMARY KEY (global_position),
+    CONSTRAINT events_id_key UNIQUE (id),
+    CONSTRAINT events_stream_version_key UNIQUE (stream_id, version),
+    CONSTRAINT events_places_check CHECK (global_position >= 1 AND version >= 1)
+);
+
+-- Avro schemas. An id is given once and means the same bytes for ever.
+CREATE TABLE schemas (
+    schema_id   integer NOT NULL,
+    fingerprint bytea   NOT NULL,          -- SHA-256 of the definition
+    definition  text    NOT NULL,          -- Avro schema as JSON, keys sorted
+    CONSTRAINT schemas_pkey PRIMARY KEY (schema_id),
+    CONSTRAINT schemas_fingerprint_key UNIQUE (fingerprint)
+);
+
+-- Which schema an event type had in which of its versions.
+CREATE TABLE event_types (
+    event_type     text    NOT NULL,
+    schema_version integer NOT NULL,
+    schema_id      integer NOT NULL,
+    CONSTRAINT event_types_pkey PRIMARY KEY (event_type, schema_version),
+    CONSTRAINT event_types_schema_fkey FOREIGN KEY (schema_id) REFERENCES schemas (schema_id),
+    CONSTRAINT event_types_version_check CHECK (schema_version >= 1)
+);
+
+-- What a schema registry calls a subject: {topic}-{record name} (TopicRecordNameStrategy).
+CREATE TABLE subjects (
+    subject   text    NOT NULL,
+    version   integer NOT NULL,            -- 1, 2, … in the subject
+    schema_id integer NOT NULL,
+    CONSTRAINT subjects_pkey PRIMARY KEY (subject, version),
+    CONSTRAINT subjects_schema_key UNIQUE (subject, schema_id),
+    CONSTRAINT subjects_schema_fkey FOREIGN KEY (schema_id) REFERENCES schemas (schema_id)
+);
+
+-- A cache of a stream's state at a version: never needed to be right, always allowed to be missing.
+CREATE TABLE snapshots (
+    stream_id     text        NOT NULL,
+    stream_type   text        NOT NULL,
+    snapshot_data jsonb       NOT NULL,
+    version       bigint      NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id)
+);
+
+-- How far each subscription has come in the log.
+CREATE TABLE subscription_checkpoints (
+    subscription_id text        NOT NULL,
+    last_position   bigint      NOT NULL,
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT subscription_checkpoints_pkey PRIMARY KEY (subscription_id)
+);
+
+-- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'events are never updated or deleted; append a new event that corrects the old one'
+        USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER schemas_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON schemas
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER event_types_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON event_types
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();

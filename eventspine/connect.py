@@ -17,9 +17,7 @@ __all__ = ["connect", "open_pool"]
 
 
 @asynccontextmanager
-async def open_pool(
-    dsn: str, *, max_connections: int = 10, command_timeout_s: float = 60.0
-) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: float = 60.0) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool of Postgres connections and close it at the end.
 
     `command_timeout_s` bounds every statement, so that a server that vanished without a word is noticed.
@@ -29,9 +27,7 @@ async def open_pool(
         Unavailable: Postgres is away.
     """
     if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
-        raise SettingsError(
-            f"{dsn.partition(':')[0]!r} is no store that eventspine knows; use postgresql://user@host/database"
-        )
+        raise SettingsError(f"{dsn.partition(':')[0]!r} is no store that eventspine knows; use postgresql://user@host/database")
     async with translated():
         pool = await asyncpg.create_pool(
             dsn, min_size=1, max_size=max_connections, command_timeout=command_timeout_s, timeout=10

@@ -15,7 +15,7 @@ from .errors import (
     Unavailable,
     UnknownEventType,
 )
-from .event import Event, category_of
+from .event import Event, StoredEvent, category_of
 from .event_type import EventType, load_event_types
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ProjectionError",
     "SchemaError",
     "SettingsError",
+    "StoredEvent",
     "Unavailable",
     "UnknownEventType",
     "category_of",

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from fastavro import schemaless_reader, schemaless_writer
@@ -95,7 +95,7 @@ class Codec:
             schemaless_writer(buffer, schema, data, strict_allow_default=True)
             payload = buffer.getvalue()
             buffer.seek(5)
-            decoded = schemaless_reader(buffer, schema, None)
+            decoded = cast(dict[str, Any], schemaless_reader(buffer, schema, None))
             if decoded != data:
                 _explain_difference(data, decoded, schema)
             text = _json.encode(decoded)
@@ -104,9 +104,7 @@ class Codec:
         except Exception as error:  # fastavro raises whatever the conversion of a value raises
             raise InvalidEvent(_explain(data, schema, error), event_type=event_type) from error
         if has_nul(text, decoded):
-            raise InvalidEvent(
-                "a text in data contains a NUL character, which Postgres can't store", event_type=event_type
-            )
+            raise InvalidEvent("a text in data contains a NUL character, which Postgres can't store", event_type=event_type)
         return Encoded(payload, text.decode(), decoded, pinned.event_type.schema_version)
 
     def decode(self, payload: bytes) -> dict[str, Any]:
@@ -126,9 +124,7 @@ class Codec:
         except Exception as error:  # fastavro raises EOFError, IndexError, UnicodeDecodeError, struct.error, …
             raise DecodeError(f"{len(payload)} bytes do not fit schema id {schema_id}: {error!r}") from error
         if buffer.tell() != len(payload):
-            raise DecodeError(
-                f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}"
-            )
+            raise DecodeError(f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}")
         assert isinstance(data, dict)
         return data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from .errors import InvalidEvent
 
-__all__ = ["Event", "category_of", "check_stream_id", "normalise_metadata", "rfc3339"]
+__all__ = ["Event", "StoredEvent", "category_of", "check_stream_id", "normalise_metadata", "rfc3339"]
 
 _STREAM_ID = re.compile(r"(?P<category>[A-Za-z_][A-Za-z0-9_.]*)-(?P<id>[^\x00-\x1f\x7f]+)")
 _MAX_STREAM_ID_CHARS = 400
@@ -66,6 +66,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
+class StoredEvent(NamedTuple):
+    """An event as it lies in the log: bytes and texts, nothing decoded."""
+
+    global_position: int
+    event_id: str
+    stream_id: str
+    stream_type: str
+    event_type: str
+    version: int
+    schema_version: int
+    payload: bytes
+    created_at: datetime
+    metadata: str
+
+
 def category_of(stream_id: str) -> str:
     """Return the category of a stream: `Order` for `Order-abc123`."""
     return stream_id.partition("-")[0]
@@ -115,7 +130,9 @@ def normalise_metadata(metadata: Mapping[str, Any], *, now: str) -> dict[str, An
         value = normal.get(name)
         if isinstance(value, UUID):
             normal[name] = str(value)
-        elif value is not None and not isinstance(value, str):
+        elif value is None:
+            normal.pop(name, None)
+        elif not isinstance(value, str):
             raise InvalidEvent(f"metadata[{name!r}] is {type(value).__name__}; it must be a string or a UUID")
     moment = normal.get("timestamp")
     if moment is None:

@@ -59,9 +59,7 @@ class EventType:
         """
         match = _FILE_NAME.fullmatch(file.name)
         if match is None:
-            raise SchemaError(
-                f"{file}: name it like the event type: OrderPlaced.avsc, or OrderPlaced.v2.avsc for version 2"
-            )
+            raise SchemaError(f"{file}: name it like the event type: OrderPlaced.avsc, or OrderPlaced.v2.avsc for version 2")
         try:
             schema = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -72,7 +70,7 @@ class EventType:
         return event_type
 
     @classmethod
-    def from_dataclass(cls, model: type, *, schema_version: int = 1) -> EventType:
+    def from_dataclass(cls, model: Any, *, schema_version: int = 1) -> EventType:
         """Derive the schema from a dataclass; the class's name is the event type's name.
 
         Needs the extra `eventspine[dataclasses]`.

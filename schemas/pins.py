@@ -8,7 +8,7 @@ import asyncpg
 
 from .codec import PinnedType, check_new_definition
 from .event_type import EventType
-from .postgres import load_sql, translated
+from .postgres import Connection, load_sql, translated
 
 __all__ = ["load_pinned_types", "register_event_types", "register_subjects"]
 
@@ -20,13 +20,12 @@ _REGISTER_EVENT_TYPE = load_sql(_SQL, "sql/register_event_type")
 _REGISTER_SUBJECT = load_sql(_SQL, "sql/register_subject")
 
 
-async def load_pinned_types(database: asyncpg.Pool | asyncpg.Connection) -> list[PinnedType]:
+async def load_pinned_types(database: asyncpg.Pool | Connection) -> list[PinnedType]:
     """Read every registered event type with its schema id."""
     async with translated():
         rows = await database.fetch(_LOAD)
     return [
-        PinnedType(row["schema_id"], EventType(row["event_type"], row["schema_version"], row["definition"]))
-        for row in rows
+        PinnedType(row["schema_id"], EventType(row["event_type"], row["schema_version"], row["definition"])) for row in rows
     ]
 
 

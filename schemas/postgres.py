@@ -7,10 +7,14 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from .errors import EventspineError, SettingsError, Unavailable
 
-__all__ = ["load_sql", "translated"]
+__all__ = ["Connection", "load_sql", "translated"]
+
+Connection = asyncpg.Connection | PoolConnectionProxy
+"""A connection, one's own or borrowed from a pool."""
 
 _AWAY = (
     OSError,  # refused, reset, unreachable; TimeoutError is one of them
@@ -45,9 +49,7 @@ async def translated() -> AsyncIterator[None]:
     try:
         yield
     except _NOT_MIGRATED as error:
-        raise SettingsError(
-            f"{error}; the database lacks our tables or has old ones: run `eventspine migrate`"
-        ) from error
+        raise SettingsError(f"{error}; the database lacks our tables or has old ones: run `eventspine migrate`") from error
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise SettingsError(f"Postgres refused the connection: {error}; check the DSN") from error
     except asyncpg.InsufficientPrivilegeError as error:

@@ -1,7 +1,7 @@
 """The event store on Postgres: the authority."""
 
-from .log import PostgresLog, StoredEvent
+from .log import PostgresLog
 from .migrate import migrate
 from .store import PostgresEventStore
 
-__all__ = ["PostgresEventStore", "PostgresLog", "StoredEvent", "migrate"]
+__all__ = ["PostgresEventStore", "PostgresLog", "migrate"]

@@ -37,9 +37,7 @@ class AppendRequest:
 
     __slots__ = ("bytes", "done", "encoded", "expected", "ids", "stream_id", "stream_type")
 
-    def __init__(
-        self, stream_id: str, stream_type: str, expected: ExpectedVersion, encoded: list[EncodedEvent]
-    ) -> None:
+    def __init__(self, stream_id: str, stream_type: str, expected: ExpectedVersion, encoded: list[EncodedEvent]) -> None:
         self.stream_id = stream_id
         self.stream_type = stream_type
         self.expected = expected
@@ -145,9 +143,7 @@ def cut_batch(waiting: deque[AppendRequest], *, max_events: int, max_bytes: int)
             waiting.popleft()
             continue
         if batch and (
-            events + len(request.encoded) > max_events
-            or size + request.bytes > max_bytes
-            or not ids.isdisjoint(request.ids)
+            events + len(request.encoded) > max_events or size + request.bytes > max_bytes or not ids.isdisjoint(request.ids)
         ):
             break
         batch.append(waiting.popleft())
@@ -170,10 +166,7 @@ def arguments(batch: Sequence[AppendRequest]) -> tuple[list[Any], ...]:
         list(streams),
         stream_types,
         [streams[request.stream_id] for request in batch],
-        [
-            request.expected if isinstance(request.expected, int) else _EXPECTED_CODES[request.expected]
-            for request in batch
-        ],
+        [request.expected if isinstance(request.expected, int) else _EXPECTED_CODES[request.expected] for request in batch],
         [len(request.encoded) for request in batch],
         [number for number, request in enumerate(batch, 1) for _ in request.encoded],
         [each.event.event_id for each in encoded],

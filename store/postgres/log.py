@@ -6,16 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
-from typing import NamedTuple
 
 import asyncpg
 
-from ...schemas.codec import PinnedType
+from ...schemas import PinnedType, StoredEvent
 from ...schemas.pins import load_pinned_types, register_subjects
-from ...schemas.postgres import load_sql, translated
+from ...schemas.postgres import Connection, load_sql, translated
 
-__all__ = ["AppendSignal", "PostgresLog", "StoredEvent"]
+__all__ = ["AppendSignal", "Lead", "PostgresLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +23,6 @@ _LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
 _APPEND_CHANNEL = load_sql(_SQL, "sql/append_channel")
 _TRY_LEAD = load_sql(_SQL, "sql/try_lead")
-
-
-class StoredEvent(NamedTuple):
-    """An event as it lies in the log: bytes and texts, nothing decoded."""
-
-    global_position: int
-    event_id: str
-    stream_id: str
-    stream_type: str
-    event_type: str
-    version: int
-    schema_version: int
-    payload: bytes
-    created_at: datetime
-    metadata: str
 
 
 class AppendSignal:
@@ -70,16 +53,20 @@ class PostgresLog:
         async with translated():
             return int(await self._pool.fetchval(_LAST_POSITION))
 
-    async def read_stored(self, from_position: int, limit: int) -> list[StoredEvent]:
-        """Return at most `limit` events with `global_position > from_position`, in order, as stored."""
+    async def read_stored(self, from_position: int, limit: int, max_bytes: int) -> list[StoredEvent]:
+        """Return at most `limit` events with `global_position > from_position`, in order, as stored.
+
+        Ends earlier where the payloads together would exceed `max_bytes`, but never before the first event.
+        """
         async with translated():
-            rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit)
+            rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit, max_bytes)
         return [StoredEvent(*row) for row in rows]
 
     async def event_id_at(self, position: int) -> str | None:
         """Return the id of the event at a position, None if the log does not reach that far."""
         async with translated():
-            return await self._pool.fetchval(_EVENT_ID_AT, position)
+            event_id: str | None = await self._pool.fetchval(_EVENT_ID_AT, position)
+        return event_id
 
     async def pinned_types(self) -> list[PinnedType]:
         """Return every registered event type with its schema id."""
@@ -121,7 +108,7 @@ class PostgresLog:
 class Lead:
     """A candidate for the leadership under a name."""
 
-    def __init__(self, connection: asyncpg.Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
         self._name = name
 

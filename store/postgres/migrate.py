@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-import asyncpg
-
 from ...schemas.errors import SettingsError
-from ...schemas.postgres import load_sql, translated
+from ...schemas.postgres import Connection, load_sql, translated
 
 __all__ = ["migrate"]
 
@@ -30,7 +28,7 @@ def migrations() -> dict[int, str]:
     return {version: found[version].read_text(encoding="utf-8") for version in sorted(found)}
 
 
-async def migrate(connection: asyncpg.Connection, *, only_if_empty: bool = False) -> list[int]:
+async def migrate(connection: Connection, *, only_if_empty: bool = False) -> list[int]:
     """Create the tables, or migrate those of an older version; return the versions applied, [] if all was there.
 
     One transaction: it happens as a whole or not at all. Two at once are safe. With `only_if_empty`, a database that has

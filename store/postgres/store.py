@@ -104,9 +104,7 @@ class PostgresEventStore:
         """Return the global position of the last event, 0 for an empty log."""
         return await self.log.last_position()
 
-    async def subscribe(
-        self, *, from_position: int = 0, batch_size: int = 1000, poll_s: float = 1.0
-    ) -> AsyncIterator[Event]:
+    async def subscribe(self, *, from_position: int = 0, batch_size: int = 1000, poll_s: float = 1.0) -> AsyncIterator[Event]:
         """Yield the log after `from_position`, then new events as they come; see `EventStore.subscribe`.
 
         `poll_s` bounds the delay when a notification is lost. While Postgres is away the subscription waits; it raises

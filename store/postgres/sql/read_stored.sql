@@ -1,7 +1,10 @@
--- What the relay publishes: the log after a position as stored, metadata split as the headers want it.
---   $1 after position bigint   $2 up to and including position bigint
-SELECT global_position, id::text AS id, stream_id, stream_type, event_type, version, schema_version, payload,
-       created_at, metadata::text AS metadata
-  FROM events
- WHERE global_position > $1 AND global_position <= $2
+-- What the relay publishes: the log after a position, as stored. Large payloads end a batch early; the sum looks at their
+-- lengths only and does not fetch them.
+--   $1 after position bigint   $2 up to and including position bigint   $3 bytes of payload at most, but one event at least
+SELECT global_position, id, stream_id, stream_type, event_type, version, schema_version, payload, created_at, metadata
+  FROM (SELECT global_position, id::text AS id, stream_id, stream_type, event_type, version, schema_version, payload, created_at,
+               metadata::text AS metadata, sum(octet_length(payload)) OVER (ORDER BY global_position) AS bytes
+          FROM events
+         WHERE global_position > $1 AND global_position <= $2) AS following
+ WHERE bytes <= $3 OR global_position = $1 + 1
  ORDER BY global_position

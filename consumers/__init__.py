@@ -1,0 +1,8 @@
+"""Consumers: Kafka to read models, exactly once. Knows no relay."""
+
+from .consumer import Consumer
+from .projection import Projection, on
+from .sink import PostgresSink
+from .table import Table, TableWriter
+
+__all__ = ["Consumer", "PostgresSink", "Projection", "Table", "TableWriter", "on"]

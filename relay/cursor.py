@@ -104,17 +104,16 @@ def read_cursor(bootstrap: str, topic: str, name: str, *, timeout_s: float = 30.
         with translated_kafka("to read the relay's cursor"):
             consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
             while True:
-                messages = consumer.consume(num_messages=500, timeout=timeout_s)
-                if not messages:
+                message = consumer.poll(timeout_s)
+                if message is None:
                     raise Unavailable(f"topic {topic} was not read to its end in {timeout_s} s")
-                for message in messages:
-                    error = message.error()
-                    if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                        return cursor
-                    if error is not None:
-                        raise kafka_error(error, "to read the relay's cursor")
-                    value = message.value()
-                    if message.key() == name.encode() and value is not None:
-                        cursor = Cursor.from_bytes(value)
+                error = message.error()
+                if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                    return cursor
+                if error is not None:
+                    raise kafka_error(error, "to read the relay's cursor")
+                value = message.value()
+                if message.key() == name.encode() and value is not None:
+                    cursor = Cursor.from_bytes(value)
     finally:
         consumer.close()

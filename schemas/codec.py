@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import date, datetime, time
 from io import BytesIO
+from math import isinf
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -96,7 +97,8 @@ class Codec:
             payload = buffer.getvalue()
             buffer.seek(5)
             decoded = cast(dict[str, Any], schemaless_reader(buffer, schema, None))
-            if decoded != data:
+            # 2**31 in an "int" is written, and read again by fastavro; readers in other languages refuse it.
+            if decoded != data or pinned.event_type.holds_int:
                 _explain_difference(data, decoded, schema)
             text = _json.encode(decoded)
         except InvalidEvent as refused:
@@ -166,30 +168,38 @@ def _explain_difference(data: Any, decoded: Any, schema: Any) -> None:
     """Let pass what encoding may change (defaults, float precision, tuples); refuse what it would falsify.
 
     Raises:
-        InvalidEvent: a value that is not of its field's type, or a naive time where Avro wants an instant.
+        InvalidEvent: a value that is not of its field's type, or that would mean something else.
     """
     try:
         validate(data, schema, raise_errors=True, strict=False)
     except ValidationError as invalid:
         raise InvalidEvent(_explain(data, schema, invalid)) from invalid
-    naive = _naive_instant(data, decoded, "")
-    if naive:
-        raise InvalidEvent(f"data does not fit its schema: {naive} is a naive datetime; use an aware one")
+    falsified = _falsified(data, decoded, "")
+    if falsified:
+        raise InvalidEvent(f"data does not fit its schema: {falsified}")
 
 
-def _naive_instant(data: Any, decoded: Any, path: str) -> str:
-    """Return the path of the first naive datetime that was read back as an instant; "" if there is none.
+def _falsified(data: Any, decoded: Any, path: str) -> str:
+    """Return the path of the first value that means something else after encoding, and why; "" if there is none.
 
-    fastavro takes a naive datetime for local time, so that the stored instant would depend on the machine.
+    fastavro takes a naive datetime for local time, so that the stored instant would depend on the machine; it drops the
+    offset of an aware one in a local time, and the time of a datetime in a date.
     """
     inner: list[tuple[Any, Any, str]] = []
-    if isinstance(data, datetime) and isinstance(decoded, datetime):
-        return path if data.utcoffset() is None and decoded.utcoffset() is not None else ""
-    if isinstance(data, Mapping) and isinstance(decoded, Mapping):
+    if isinstance(data, (datetime, time)) and isinstance(decoded, (datetime, time)):
+        if data.tzinfo is None and decoded.tzinfo is not None:
+            return f"{path} is a naive datetime; use an aware one"
+        if data.tzinfo is not None and decoded.tzinfo is None:
+            return f"{path} is an aware {type(data).__name__}, and its field holds local time; use a naive one"
+    elif isinstance(data, datetime) and isinstance(decoded, date):
+        return f"{path} is a datetime, and its field holds a date; use datetime.date()"
+    elif isinstance(data, (int, float)) and isinstance(decoded, float):
+        return f"{path} is too large for a float" if isinf(decoded) and data not in (decoded, -decoded) else ""
+    elif isinstance(data, Mapping) and isinstance(decoded, Mapping):
         inner = [(value, decoded.get(key), f"{path}.{key}".lstrip(".")) for key, value in data.items()]
     elif isinstance(data, (list, tuple)) and isinstance(decoded, (list, tuple)):
         inner = [(*pair, f"{path}[{n}]") for n, pair in enumerate(zip(data, decoded, strict=False))]
-    return next(filter(None, (_naive_instant(*each) for each in inner)), "")
+    return next(filter(None, (_falsified(*each) for each in inner)), "")
 
 
 def has_nul(text: bytes, value: Any) -> bool:

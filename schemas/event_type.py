@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -18,6 +18,7 @@ from .errors import SchemaError
 
 __all__ = ["EventType", "load_event_types"]
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(\.v(?P<version>[1-9][0-9]*))?\.avsc")
 
 
@@ -46,8 +47,14 @@ class EventType:
         if schema_version < 1:
             raise SchemaError(f"{schema['name']}: schema versions count from 1, not {schema_version}")
         name = schema["name"].rpartition(".")[2]
-        event_type = cls(name, schema_version, json.dumps(schema, sort_keys=True, separators=(",", ":")))
-        event_type.parsed  # noqa: B018 - parsing is the check
+        try:
+            definition = json.dumps(schema, sort_keys=True, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SchemaError(f"{name}: the schema is not JSON: {error}") from error
+        event_type = cls(name, schema_version, definition)
+        fault = _fault(event_type.parsed, frozenset())
+        if fault:
+            raise SchemaError(f"{name} version {schema_version}: invalid Avro schema: {fault}")
         return event_type
 
     @classmethod
@@ -80,6 +87,8 @@ class EventType:
         """
         from dataclasses_avroschema import AvroModel
 
+        if not isinstance(model, type) or not (is_dataclass(model) or issubclass(model, AvroModel)):
+            raise SchemaError(f"{model!r} is no dataclass")
         if not issubclass(model, AvroModel):
             model = type(model.__name__, (model, AvroModel), {"__doc__": model.__doc__, "__module__": model.__module__})
         try:
@@ -102,6 +111,11 @@ class EventType:
         assert isinstance(parsed, dict)
         return parsed
 
+    @cached_property
+    def holds_int(self) -> bool:
+        """Whether the schema may hold a 32-bit integer somewhere."""
+        return '"int"' in self.definition
+
     @property
     def full_name(self) -> str:
         """The record's name with its namespace, as subjects use it."""
@@ -123,3 +137,38 @@ def load_event_types(folder: Path | Traversable) -> list[EventType]:
     if not types:
         raise SchemaError(f"{folder}: no .avsc file in this folder")
     return sorted(types, key=lambda event_type: (event_type.name, event_type.schema_version))
+
+
+def _fault(schema: Any, enclosing: frozenset[str]) -> str:
+    """Return what is wrong with a parsed schema that fastavro lets pass and other Avro libraries refuse; "" if nothing.
+
+    A type that contains itself is valid Avro, and refused all the same: fastavro reads and writes it by recursion in C
+    without a limit, so that a few thousand levels (or as many hostile bytes) end the process by a segmentation fault.
+
+    Source: https://avro.apache.org/docs/1.12.0/specification/ (names; unions)
+    """
+    if isinstance(schema, str):
+        return f"{schema} contains itself; give it a bounded depth, or keep the tree as JSON in a string" * (schema in enclosing)
+    if isinstance(schema, list):
+        kinds = [_kind(branch) for branch in schema]
+        if "union" in kinds or len(set(kinds)) < len(kinds):
+            return f"a union holds a union, or one type twice: {kinds}"
+        return next(filter(None, (_fault(branch, enclosing) for branch in schema)), "")
+    name = schema.get("name", "")
+    if schema["type"] in ("record", "enum", "fixed") and not all(map(_NAME.fullmatch, name.split("."))):
+        return f"{name!r} is no name"
+    if schema["type"] == "fixed" and (type(schema["size"]) is not int or schema["size"] < 0):
+        return f"the size of {name} is {schema['size']!r}"
+    if schema["type"] != "record":
+        inner = schema.get("items", schema.get("values"))
+        return _fault(inner, enclosing) if inner is not None else ""
+    fields = [field["name"] for field in schema.get("fields", [])]
+    if "fields" not in schema or len(set(fields)) < len(fields) or not all(map(_NAME.fullmatch, fields)):
+        return f"the fields of {name} are missing, repeated, or have no proper names: {fields}"
+    return next(filter(None, (_fault(field["type"], enclosing | {name}) for field in schema["fields"])), "")
+
+
+def _kind(branch: Any) -> str:
+    if isinstance(branch, list):
+        return "union"
+    return str(branch.get("name", branch["type"])) if isinstance(branch, dict) else str(branch)

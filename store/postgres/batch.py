@@ -77,6 +77,8 @@ def prepare(
             f"expected_version={expected!r}: give the stream's version (0 for a new stream), ANY, NO_STREAM or STREAM_EXISTS",
             stream_id=stream_id,
         )
+    if not isinstance(events, Sequence):  # an iterator could be consumed only once, and we may look twice
+        raise InvalidEvent(f"events are given as a list, not as {type(events).__name__}", stream_id=stream_id)
     if not events:
         raise InvalidEvent("an append needs at least one event", stream_id=stream_id)
     encoded = []
@@ -99,6 +101,8 @@ def _encode(codec: Codec, stream_id: str, event: Event, now: str, max_event_byte
         raise InvalidEvent(f"the event names the stream {event.stream_id!r} itself")
     if not isinstance(event.event_id, UUID):
         raise InvalidEvent(f"event_id is {type(event.event_id).__name__}; it must be a uuid.UUID")
+    if not isinstance(event.event_type, str) or type(event.schema_version) is not int:
+        raise InvalidEvent("event_type is a string, and schema_version an integer")
     if not isinstance(event.data, Mapping) or not isinstance(event.metadata, Mapping):
         raise InvalidEvent("data and metadata are mappings from field names to values")
     data = codec.encode(event.event_type, event.schema_version, event.data)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from ...schemas import PinnedType, StoredEvent
+from ...schemas import PinnedType, StoredEvent, Unavailable
 from ...schemas.pins import load_pinned_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
 
@@ -30,16 +30,27 @@ class AppendSignal:
 
     def __init__(self) -> None:
         self._appended = asyncio.Event()
+        self._lost = False
 
     def notify(self, *_: object) -> None:
         self._appended.set()
 
+    def lose(self, *_: object) -> None:
+        self._lost = True
+        self._appended.set()
+
     async def wait(self, timeout_s: float) -> None:
-        """Return at the next append, or after `timeout_s`; at once if there was an append since the last wait."""
+        """Return at the next append, or after `timeout_s`; at once if there was an append since the last wait.
+
+        Raises:
+            Unavailable: the connection that listens is lost: listen anew.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._appended.wait()
         self._appended.clear()
+        if self._lost:
+            raise Unavailable("the connection that hears of appends was lost")
 
 
 class PostgresLog:
@@ -78,19 +89,16 @@ class PostgresLog:
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AppendSignal]:
-        """Hold a connection that hears of appends.
-
-        When the connection is lost the signal is set, so that the follower looks at the log, and hears of the loss there.
-        """
+        """Hold a connection that hears of appends. When it is lost, the signal's `wait()` says so."""
         signal = AppendSignal()
         async with translated(), self._pool.acquire() as connection:
             channel = await connection.fetchval(_APPEND_CHANNEL)
-            connection.add_termination_listener(signal.notify)
+            connection.add_termination_listener(signal.lose)
             await connection.add_listener(channel, signal.notify)
             try:
                 yield signal
             finally:
-                connection.remove_termination_listener(signal.notify)
+                connection.remove_termination_listener(signal.lose)
                 if not connection.is_closed():
                     await connection.remove_listener(channel, signal.notify)
 

@@ -1,0 +1,35 @@
+"""Wait for a condition instead of sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def wait_for(
+    look: Callable[[], T | Awaitable[T]],
+    until: Callable[[T], object] = bool,
+    *,
+    timeout_s: float = 20.0,
+    every_s: float = 0.02,
+) -> T:
+    """Look again and again until `until` likes what was seen, and return it.
+
+    Raises:
+        AssertionError: it did not come within `timeout_s`; tells what was seen last.
+    """
+    started = time.monotonic()
+    while True:
+        seen = look()
+        if inspect.isawaitable(seen):
+            seen = await seen
+        if until(seen):
+            return seen
+        if time.monotonic() - started > timeout_s:
+            raise AssertionError(f"waited {timeout_s} s for {inspect.getsource(until).strip()!r}; last seen: {seen!r}")
+        await asyncio.sleep(every_s)

@@ -1,6 +1,8 @@
 """eventspine: an event store on Postgres, relayed exactly once to Kafka as Avro, projected by consumer groups."""
 
 from .connect import connect
+from .consumers import Consumer, PostgresSink, Projection, Table, TableWriter, on
+from .relay import Relay
 from .schemas import (
     ConcurrencyError,
     DecodeError,
@@ -26,6 +28,7 @@ __all__ = [
     "NO_STREAM",
     "STREAM_EXISTS",
     "ConcurrencyError",
+    "Consumer",
     "DecodeError",
     "Event",
     "EventIdTaken",
@@ -37,12 +40,18 @@ __all__ = [
     "IntegrityError",
     "InvalidEvent",
     "PostgresEventStore",
+    "PostgresSink",
+    "Projection",
     "ProjectionError",
+    "Relay",
     "SchemaError",
     "SettingsError",
+    "Table",
+    "TableWriter",
     "Unavailable",
     "UnknownEventType",
     "connect",
     "load_event_types",
     "migrate",
+    "on",
 ]

@@ -52,7 +52,8 @@ def endpoints(stack: Any) -> Any:
 @pytest.fixture(scope="session")
 def postgres(request) -> str:
     """DSN of the server's maintenance database."""
-    if os.environ.get("EVENTSPINE_TEST_POSTGRES"): return os.environ["EVENTSPINE_TEST_POSTGRES"]  # DEV
+    if os.environ.get("EVENTSPINE_TEST_POSTGRES"):
+        return os.environ["EVENTSPINE_TEST_POSTGRES"]  # DEV
     return str(request.getfixturevalue("endpoints").postgres_dsn)
 
 

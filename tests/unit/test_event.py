@@ -5,12 +5,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from eventspine.schemas import category_of
+from eventspine.schemas.event import check_stream_id, normalise_metadata, rfc3339
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventspine import Event, InvalidEvent
-from eventspine.schemas import category_of
-from eventspine.schemas.event import check_stream_id, normalise_metadata, rfc3339
 
 NOW = "2026-01-02T03:04:05.000006Z"
 
@@ -26,7 +26,13 @@ def test_new_events_have_rising_uuid7_ids_and_no_places() -> None:
     assert {event.event_id.version for event in events} == {7}
     assert len({event.event_id for event in events}) == 100
     first = events[0]
-    assert (first.stream_id, first.schema_version, first.version, first.global_position, first.created_at) == ("", 0, 0, 0, None)
+    assert (first.stream_id, first.schema_version, first.version, first.global_position, first.created_at) == (
+        "",
+        0,
+        0,
+        0,
+        None,
+    )
     assert first.metadata == {}
     assert first.metadata is not events[1].metadata
 

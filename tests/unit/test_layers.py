@@ -34,8 +34,10 @@ def sources() -> Iterator[tuple[str, str, Path]]:
 
 def layer_of(module: str) -> str:
     second = module.split(".")[1] if "." in module else ""
-    return second if second in ("schemas", "store", "relay", "consumers") else (
-        "eventspine.local" if second == "local" else "eventspine"
+    return (
+        second
+        if second in ("schemas", "store", "relay", "consumers")
+        else ("eventspine.local" if second == "local" else "eventspine")
     )
 
 
@@ -61,7 +63,10 @@ def test_there_is_something_to_check() -> None:
     assert {"schemas", "store", "relay", "consumers", "eventspine"} <= layers
     assert ("store", "eventspine.store.postgres.batch") in {(layer, name) for layer, name, _ in sources()}
     assert any(
-        target == "eventspine.schemas" for _, name, file in sources() if name.endswith("batch") for _, target in imports(name, file)
+        target == "eventspine.schemas"
+        for _, name, file in sources()
+        if name.endswith("batch")
+        for _, target in imports(name, file)
     )
 
 

@@ -1,0 +1,1 @@
+"""Two programs on eventspine: `orders`, the small one, and `flights`, the demo on real data."""

@@ -37,7 +37,8 @@ class Consumer:
     without noticing can't write: its epoch is older.
 
     `load_event_types` returns the registered event types; called at the start and when an unknown schema id turns up.
-    `batch_events` bounds what is held in memory. `give_up_after_s` is how long it keeps trying while Kafka or Postgres is
+    `batch_events` bounds what is held in memory. `session_timeout_s` is how soon Kafka gives a dead member's partitions to the
+    others (the broker's lower bound is 6 s by default). `give_up_after_s` is how long it keeps trying while Kafka or Postgres is
     away before it raises.
 
     Attributes: `state` is one of starting, consuming, waiting, stopped; `places` says how far each owned partition has come.
@@ -52,7 +53,7 @@ class Consumer:
         load_event_types: Callable[[], Awaitable[Sequence[PinnedType]]],
         topic_prefix: str = "events.",
         batch_events: int = 10_000,
-        session_timeout_s: float = 30.0,
+        session_timeout_s: float = 10.0,
         give_up_after_s: float = 300.0,
     ) -> None:
         self.state = "starting"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -82,8 +83,9 @@ class Publisher:
 
     def discard(self) -> None:
         """Throw the producer away with all that it has not sent. Its open transaction is ended by the next one's start."""
-        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        self._producer.poll(0)
+        with suppress(KafkaException):  # its last words are about what we give up anyway
+            self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+            self._producer.poll(0)
 
     def _produce(
         self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]], partition: int = -1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
@@ -89,9 +89,13 @@ class EventType:
 
         if not isinstance(model, type) or not (is_dataclass(model) or issubclass(model, AvroModel)):
             raise SchemaError(f"{model!r} is no dataclass")
-        if not issubclass(model, AvroModel):
-            model = type(model.__name__, (model, AvroModel), {"__doc__": model.__doc__, "__module__": model.__module__})
         try:
+            if not issubclass(model, AvroModel):
+                # The library does not resolve annotations that are strings (`from __future__ import annotations`).
+                hints = get_type_hints(model, include_extras=True)
+                resolved = [(each.name, hints[each.name], _copy_of(each)) for each in fields(model)]
+                kept = {name: value for name, value in vars(model).items() if name in ("Meta", "__doc__", "__module__")}
+                model = make_dataclass(model.__name__, resolved, bases=(AvroModel,), namespace=kept)
             schema = json.loads(model.avro_schema())
         except Exception as error:  # the library raises whatever its field classes raise
             raise SchemaError(f"{model.__name__}: no Avro schema can be derived: {error}") from error
@@ -161,13 +165,25 @@ def _fault(schema: Any, enclosing: frozenset[str]) -> str:
         return f"{name!r} is no name"
     if schema["type"] == "fixed" and (type(schema["size"]) is not int or schema["size"] < 0):
         return f"the size of {name} is {schema['size']!r}"
+    if schema["type"] == "array" and _takes_no_bytes(schema["items"]):
+        return "the items of an array take no bytes, so that a few bytes could claim 2**60 of them"
     if schema["type"] != "record":
         inner = schema.get("items", schema.get("values"))
         return _fault(inner, enclosing) if inner is not None else ""
-    fields = [field["name"] for field in schema.get("fields", [])]
-    if "fields" not in schema or len(set(fields)) < len(fields) or not all(map(_NAME.fullmatch, fields)):
-        return f"the fields of {name} are missing, repeated, or have no proper names: {fields}"
-    return next(filter(None, (_fault(field["type"], enclosing | {name}) for field in schema["fields"])), "")
+    members = [member["name"] for member in schema["fields"]]
+    if len(set(members)) < len(members) or not all(map(_NAME.fullmatch, members)):
+        return f"the fields of {name} are repeated, or have no proper names: {members}"
+    return next(filter(None, (_fault(member["type"], enclosing | {name}) for member in schema["fields"])), "")
+
+
+def _copy_of(each: Field[Any]) -> Any:
+    return field(default=each.default, default_factory=each.default_factory, kw_only=each.kw_only, metadata=each.metadata)
+
+
+def _takes_no_bytes(schema: Any) -> bool:
+    if isinstance(schema, dict) and schema["type"] == "record":
+        return all(_takes_no_bytes(member["type"]) for member in schema["fields"])
+    return schema == "null" or (isinstance(schema, dict) and (schema["type"] == "null" or schema.get("size") == 0))
 
 
 def _kind(branch: Any) -> str:

@@ -58,9 +58,11 @@ def postgres(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def kafka(endpoints: Any) -> str:
+def kafka(request) -> str:
     """Kafka's bootstrap servers."""
-    return str(endpoints.kafka_bootstrap)
+    if os.environ.get("EVENTSPINE_TEST_KAFKA"):
+        return os.environ["EVENTSPINE_TEST_KAFKA"]  # DEV
+    return str(request.getfixturevalue("endpoints").kafka_bootstrap)
 
 
 def dsn_of(dsn: str, database: str) -> str:

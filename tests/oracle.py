@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import asyncpg
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from eventspine import Event
 
@@ -60,3 +63,103 @@ async def check_acked(database: asyncpg.Pool, acked: Iterable[Event]) -> None:
         expected = (event.stream_id, event.event_type, event.version, event.global_position, event.created_at)
         actual = (row["stream_id"], row["event_type"], row["version"], row["global_position"], row["created_at"])
         assert actual == expected, f"event {event_id} was acked as {expected} and is recorded as {actual}"
+
+
+_PUBLISHED = """
+SELECT global_position, id::text AS id, stream_id, stream_type, event_type, version, schema_version, payload
+  FROM events ORDER BY global_position"""
+
+_ORDER_TOTALS = """
+SELECT e.event_data ->> 'customer_id' AS customer_id, count(*)::bigint AS orders,
+       sum((e.event_data ->> 'total_cents')::bigint)::bigint AS total_cents
+  FROM events e WHERE e.event_type = 'OrderPlaced' GROUP BY 1 ORDER BY 1"""
+
+_ORDER_STATES = """
+SELECT DISTINCT ON (stream_id) stream_id, version, event_type FROM events ORDER BY stream_id, version DESC"""
+
+
+def read_committed(bootstrap: str, topic: str) -> list[Any]:
+    """Return every committed record of a topic, partition by partition, each in the order of its offsets."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "oracle",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        partitions = sorted(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        records, open_partitions = [], set(partitions)
+        while open_partitions:
+            message = consumer.poll(30.0)
+            assert message is not None, f"{topic}: partitions {open_partitions} did not end in 30 s: is a transaction open?"
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                open_partitions.discard(message.partition())
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda message: (message.partition(), message.offset()))
+
+
+async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> int:
+    """Check that the topics, read committed, are the log: every event once, its bytes untouched, each partition in the order of
+    positions; return how many events they hold.
+
+    Raises:
+        AssertionError: what is missing, repeated, out of order or altered.
+    """
+    stored = {row["global_position"]: row for row in await database.fetch(_PUBLISHED)}
+    seen: dict[int, str] = {}
+    for category in sorted({row["stream_type"] for row in stored.values()}):
+        last: dict[int, int] = {}
+        for message in await asyncio.to_thread(read_committed, bootstrap, f"{prefix}{category}"):
+            headers = {name: value.decode() for name, value in message.headers()}
+            position = int(headers["ce_globalposition"])
+            where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+            row = stored.get(position)
+            assert row is not None, f"{where}: position {position} is not in the log"
+            assert position not in seen, f"{where}: position {position} was published before, at {seen[position]}"
+            assert position > last.get(message.partition(), 0), (
+                f"{where}: position {position} after {last[message.partition()]}"
+            )
+            published = (
+                message.key().decode(),
+                message.value(),
+                headers["ce_id"],
+                headers["ce_type"],
+                headers["ce_streamversion"],
+            )
+            expected = (row["stream_id"], row["payload"], row["id"], row["event_type"], str(row["version"]))
+            assert published == expected, f"{where}: {published} was published, {expected} is stored"
+            seen[position] = where
+            last[message.partition()] = position
+    missing = sorted(stored.keys() - seen.keys())
+    assert not missing, f"{len(missing)} events are not on Kafka, the first at position {missing[0]}"
+    return len(seen)
+
+
+async def check_read_model(database: asyncpg.Pool) -> None:
+    """Check that the tables of `tests.projections` equal a fold of the log, and that every event was applied once.
+
+    Raises:
+        AssertionError: the first difference.
+    """
+    expected = [tuple(row) for row in await database.fetch(_ORDER_TOTALS)]
+    actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
+    assert actual == expected, (
+        f"order_totals: {next(pair for pair in zip(actual, expected, strict=False) if pair[0] != pair[1])}"
+    )
+    states = [tuple(row) for row in await database.fetch(_ORDER_STATES)]
+    actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
+    assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
+    applied = await database.fetchval(
+        "SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'"
+    )
+    recorded = await database.fetchval("SELECT count(*) FROM events")
+    assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"

@@ -31,5 +31,6 @@ async def wait_for(
         if until(seen):
             return seen
         if time.monotonic() - started > timeout_s:
-            raise AssertionError(f"waited {timeout_s} s for {inspect.getsource(until).strip()!r}; last seen: {seen!r}")
+            waited_for = inspect.getsource(look if until is bool else until).strip()
+            raise AssertionError(f"waited {timeout_s} s for {waited_for!r}; last seen: {seen!r}")
         await asyncio.sleep(every_s)

@@ -32,11 +32,11 @@ async def migrate(connection: Connection, *, only_if_empty: bool = False) -> lis
     """Create the tables, or migrate those of an older version; return the versions applied, [] if all was there.
 
     One transaction: it happens as a whole or not at all. Two at once are safe. With `only_if_empty`, a database that has
-    our tables already is left alone, whatever their version.
+    our tables already is not changed.
 
     Raises:
-        SettingsError: the database is newer than this program, holds a foreign table `events`, or refuses the right to
-            create tables.
+        SettingsError: the database is newer than this program (with `only_if_empty`, also: older), holds a foreign table
+            `events`, or refuses the right to create tables.
         Unavailable: Postgres is away.
     """
     steps = migrations()
@@ -44,17 +44,20 @@ async def migrate(connection: Connection, *, only_if_empty: bool = False) -> lis
     async with translated(), connection.transaction():
         await connection.execute(_LOCK)
         ours = await connection.fetchval("SELECT to_regclass('eventspine_migrations') IS NOT NULL")
-        if ours and only_if_empty:
-            return []
         if not ours and await connection.fetchval("SELECT to_regclass('events') IS NOT NULL"):
             raise SettingsError(
                 "the database holds a table `events` that is not ours; choose another database, or another schema by "
                 "search_path in the DSN (postgresql://…/db?search_path=eventspine)"
             )
-        await connection.execute(_VERSIONS)
+        if not (ours and only_if_empty):
+            await connection.execute(_VERSIONS)
         at = await connection.fetchval("SELECT coalesce(max(version), 0) FROM eventspine_migrations")
         if at > newest:
             raise SettingsError(f"the database is at version {at}, this program knows {newest}: upgrade eventspine")
+        if ours and only_if_empty:
+            if at < newest:
+                raise SettingsError(f"the database is at version {at}, this program needs {newest}: run `eventspine migrate`")
+            return []
         if at == 0:
             applied = [newest]
             await connection.execute(load_sql(_PACKAGE, "schema"))

@@ -23,7 +23,6 @@ class Clock:
 def test_delays_double_with_jitter_up_to_the_most_and_end(first_s: float, most_s: float, give_up_after_s: float) -> None:
     clock = Clock()
     backoff = Backoff(first_s=first_s, most_s=most_s, give_up_after_s=give_up_after_s, clock=clock)
-    assert not backoff.failing
     waited = 0.0
     for n in itertools.count():
         delay_s = backoff.next_delay_s()
@@ -38,6 +37,10 @@ def test_delays_double_with_jitter_up_to_the_most_and_end(first_s: float, most_s
     assert give_up_after_s <= waited + 1e-6
     assert waited <= give_up_after_s + most_s
     assert backoff.next_delay_s() is None
+
+
+def test_a_new_one_is_not_failing() -> None:
+    assert not Backoff().failing
 
 
 def test_success_starts_anew() -> None:

@@ -1,0 +1,5 @@
+"""`python -m eventspine` is the command `eventspine`."""
+
+from .cli import main
+
+main()

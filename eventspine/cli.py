@@ -1,0 +1,353 @@
+"""The command line. It reads settings, wires the parts together, and shows what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table as ScreenTable
+
+from .connect import connect, open_pool
+from .consumers import Consumer, PostgresSink, Projection
+from .live import show_state, show_while
+from .relay import Relay
+from .relay.topics import TopicSettings
+from .schemas import Event, EventspineError, EventType, SettingsError
+from .schemas.pins import load_pinned_types
+from .schemas.postgres import translated
+from .settings import Settings, load_settings
+from .store.postgres import PostgresLog, migrate
+
+__all__ = ["main"]
+
+app = typer.Typer(name="eventspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
+events_app = typer.Typer(no_args_is_help=True, help="Look at the log.")
+streams_app = typer.Typer(no_args_is_help=True, help="Look at streams.")
+schema_app = typer.Typer(no_args_is_help=True, help="Event types and their Avro schemas.")
+registry_app = typer.Typer(no_args_is_help=True, help="The schema registry over HTTP.")
+for name, group in [
+    ("relay", relay_app),
+    ("events", events_app),
+    ("streams", streams_app),
+    ("schema", schema_app),
+    ("registry", registry_app),
+]:
+    app.add_typer(group, name=name)
+
+screen = Console()
+messages = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+PostgresDsn = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
+KafkaBootstrap = Annotated[str | None, typer.Option(help="host:port of Kafka brokers")]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    postgres_dsn: PostgresDsn = None,
+    kafka_bootstrap: KafkaBootstrap = None,
+    topic_prefix: Annotated[str | None, typer.Option(help="Topics are called by it and the category.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Data folder of the local stack.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML); default: eventspine.toml if it is there.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """An event store on Postgres, relayed exactly once to Kafka as Avro, projected by consumer groups."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    flags = {"postgres_dsn": postgres_dsn, "kafka_bootstrap": kafka_bootstrap, "topic_prefix": topic_prefix, "folder": folder}
+    settings = load_settings(flags, os.environ, config)
+    if not (settings.postgres_dsn and settings.kafka_bootstrap):
+        settings = load_settings(flags, os.environ, config, _local_endpoints(settings))
+    context.obj = settings
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    postgres_port: Annotated[int | None, typer.Option(help="Port of Postgres; default: a free one.")] = None,
+    kafka_port: Annotated[int | None, typer.Option(help="Port of Kafka; default: a free one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a real PostgreSQL and a real Kafka in the data folder, or find those that run there."""
+    stack = _local_stack(context.obj)
+    endpoints = stack.up(
+        postgres_port=postgres_port, kafka_port=kafka_port, on_progress=lambda line: messages.print(line, markup=False)
+    )
+    facts = {"postgres_dsn": endpoints.postgres_dsn, "kafka_bootstrap": endpoints.kafka_bootstrap}
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        for fact, value in facts.items():
+            typer.echo(f"{fact:<16} {value}")
+
+
+@app.command()
+def down(context: typer.Context) -> None:
+    """Stop the servers of the data folder. Their data stays."""
+    _local_stack(context.obj).down()
+
+
+@app.command()
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show the servers of the data folder."""
+    services = _local_stack(context.obj).status()
+    if as_json:
+        rows = [{"name": s.name, "state": s.state, "pid": s.pid, "port": s.port, "log": str(s.log_path)} for s in services]
+        typer.echo(json.dumps(rows))
+        return
+    table = ScreenTable("service", "state", "pid", "port", "log", box=None)
+    for service in services:
+        table.add_row(service.name, service.state, str(service.pid or ""), str(service.port or ""), str(service.log_path))
+    screen.print(table)
+
+
+@app.command("migrate")
+def migrate_command(context: typer.Context) -> None:
+    """Create the tables of the store, or bring those of an older version up to date."""
+    settings: Settings = context.obj
+
+    async def work() -> list[int]:
+        async with open_pool(settings.need_postgres(), max_connections=1) as pool, translated(), pool.acquire() as connection:
+            return await migrate(connection)
+
+    applied = _run(work())
+    typer.echo(f"migrated to version {applied[-1]}" if applied else "nothing to do")
+
+
+@relay_app.command("run")
+def relay_run(context: typer.Context, name: Annotated[str | None, typer.Option(help="Name of the relay.")] = None) -> None:
+    """Publish the log to Kafka until stopped. Start as many as you like: one leads, the others stand by."""
+    settings: Settings = context.obj
+
+    async def work() -> None:
+        async with open_pool(settings.need_postgres(), max_connections=5) as pool:
+            log = PostgresLog(pool)
+            relay = Relay(
+                log,
+                settings.need_kafka(),
+                name=name or settings.relay_name,
+                topic_prefix=settings.topic_prefix,
+                source=settings.source,
+                topics=TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms),
+                batch_events=settings.relay_batch_events,
+                give_up_after_s=settings.give_up_after_s,
+            )
+
+            async def look() -> dict[str, object]:
+                behind = await log.last_position() - relay.position
+                return {"state": relay.state, "position": relay.position, "lag": behind, "published": relay.published}
+
+            await _until_signalled(relay.run, relay.stop, "relay", look)
+
+    _run(work())
+
+
+@app.command()
+def consume(
+    context: typer.Context, projection: Annotated[str, typer.Argument(help="MODULE:CLASS, e.g. shop.projections:Orders")]
+) -> None:
+    """Run a projection as a member of its consumer group until stopped. Start one process per core to scale."""
+    settings: Settings = context.obj
+    model = load_projection(projection)
+
+    async def work() -> None:
+        async with (
+            open_pool(settings.need_postgres(), max_connections=1) as events,
+            open_pool(settings.need_read_model(), max_connections=2) as read_model,
+        ):
+            consumer = Consumer(
+                model,
+                PostgresSink(read_model),
+                settings.need_kafka(),
+                load_event_types=lambda: load_pinned_types(events),
+                topic_prefix=settings.topic_prefix,
+                batch_events=settings.consume_batch_events,
+                session_timeout_s=settings.session_timeout_s,
+                give_up_after_s=settings.give_up_after_s,
+            )
+
+            async def look() -> dict[str, object]:
+                places = consumer.places.values()
+                last = max((place.last_position for place in places), default=0)
+                events_seen = sum(place.events for place in places)
+                return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
+
+            await _until_signalled(consumer.run, consumer.stop, model.name, look)
+
+    _run(work())
+
+
+@events_app.command("tail")
+def events_tail(
+    context: typer.Context,
+    after: Annotated[int | None, typer.Option("--from", help="Start after this global position.")] = None,
+    last: Annotated[int, typer.Option(help="Without --from: start with the last N events.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new events.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the end of the log, and with --follow what is appended after it."""
+    settings: Settings = context.obj
+
+    async def work() -> None:
+        async with connect(settings.need_postgres(), max_connections=2) as store:
+            start = after if after is not None else max(0, await store.last_position() - last)
+            end = await store.last_position()
+            if not follow and start >= end:
+                return
+            async for event in store.subscribe(from_position=start):
+                _print_event(event, as_json)
+                if not follow and event.global_position >= end:
+                    return
+
+    _run(work())
+
+
+@streams_app.command("show")
+def streams_show(
+    context: typer.Context,
+    stream_id: Annotated[str, typer.Argument(help="Like Order-abc123.")],
+    from_version: Annotated[int, typer.Option(help="First version.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Print the events of one stream."""
+    settings: Settings = context.obj
+
+    async def work() -> list[Event]:
+        async with connect(settings.need_postgres(), max_connections=1) as store:
+            return await store.read_stream(stream_id, from_version)
+
+    events = _run(work())
+    for event in events:
+        _print_event(event, as_json)
+    if not events:
+        messages.print(f"stream {stream_id!r} has no events from version {from_version} on", markup=False)
+        raise typer.Exit(1)
+
+
+@schema_app.command("register")
+def schema_register(
+    context: typer.Context,
+    files: Annotated[list[Path], typer.Argument(help="OrderPlaced.avsc, OrderPlaced.v2.avsc, …", exists=True, dir_okay=False)],
+) -> None:
+    """Register event types from Avro schema files. Doing it again changes nothing."""
+    settings: Settings = context.obj
+    event_types = [EventType.from_avsc(file) for file in files]
+
+    async def work() -> None:
+        async with connect(settings.need_postgres(), event_types=event_types, max_connections=1):
+            pass
+
+    _run(work())
+    for event_type in event_types:
+        typer.echo(f"{event_type.name} version {event_type.schema_version} is registered")
+
+
+@schema_app.command("list")
+def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the registered event types."""
+    settings: Settings = context.obj
+
+    async def work() -> list[tuple[int, EventType]]:
+        async with open_pool(settings.need_postgres(), max_connections=1) as pool:
+            return [(pin.schema_id, pin.event_type) for pin in await load_pinned_types(pool)]
+
+    for schema_id, event_type in _run(work()):
+        if as_json:
+            typer.echo(
+                json.dumps({"schema_id": schema_id, "event_type": event_type.name, "version": event_type.schema_version})
+            )
+        else:
+            typer.echo(f"{schema_id:>5}  {event_type.name} version {event_type.schema_version}")
+
+
+def load_projection(path: str) -> Projection:
+    """Import `module:Class` and make the projection.
+
+    Raises:
+        SettingsError: there is no such module or class, or it is no projection.
+    """
+    module_name, _, class_name = path.partition(":")
+    if not module_name or not class_name:
+        raise SettingsError(f"{path!r}: name a projection as MODULE:CLASS, like shop.projections:OrderSummary")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"{path!r} can't be imported: {error}; run from the folder that holds the module") from error
+    if not (isinstance(found, type) and issubclass(found, Projection)):
+        raise SettingsError(f"{path!r} is no subclass of eventspine.Projection")
+    return found()
+
+
+def _local_stack(settings: Settings) -> Any:
+    try:
+        from .local import LocalStack
+    except ImportError as error:
+        raise SettingsError('the local stack needs more packages: pip install "eventspine[local]"') from error
+    return LocalStack(Path(settings.folder))
+
+
+def _local_endpoints(settings: Settings) -> dict[str, str]:
+    """Where the local stack listens, {} if none runs (or its packages are not installed)."""
+    if not Path(settings.folder).is_dir():
+        return {}
+    with contextlib.suppress(SettingsError):
+        endpoints = _local_stack(settings).endpoints()
+        if endpoints is not None:
+            return {"postgres_dsn": endpoints.postgres_dsn, "kafka_bootstrap": endpoints.kafka_bootstrap}
+    return {}
+
+
+def _print_event(event: Event, as_json: bool) -> None:
+    if as_json:
+        typer.echo(msgspec.json.encode(event))
+        return
+    when = event.created_at.strftime("%Y-%m-%d %H:%M:%S") if event.created_at else ""
+    place = f"{event.global_position:>8}  {when}  {event.stream_id}@{event.version}  {event.event_type}"
+    typer.echo(f"{place}  {msgspec.json.encode(event.data).decode()}")
+
+
+async def _until_signalled(
+    run: Callable[[], Coroutine[Any, Any, None]],
+    stop: Callable[[], None],
+    title: str,
+    look: Callable[[], Awaitable[dict[str, object]]],
+) -> None:
+    """Run until SIGINT or SIGTERM asks for the end, showing how it goes. The batch under way is finished."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    await show_while(run(), title, look, messages)
+    show_state(title, await look(), messages)
+
+
+Result = TypeVar("Result")
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line on standard error."""
+    try:
+        app()
+    except EventspineError as error:
+        messages.print("error:", style="bold red", end=" ")
+        messages.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)

@@ -1,0 +1,108 @@
+"""Settings: one frozen object, read once at the edge from flags, environment, a TOML file and the local stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .schemas import SettingsError
+
+__all__ = ["Settings", "load_settings"]
+
+_DEFAULT_FILE = Path("eventspine.toml")
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting. In the environment each is called `EVENTSPINE_` and its name in capitals; in TOML, its name.
+
+    Where a setting is given twice, a flag wins over the environment, that over the file, and that over the local stack.
+    """
+
+    postgres_dsn: str = _setting("", "where the events are: postgresql://user@host:port/database")
+    kafka_bootstrap: str = _setting("", "Kafka brokers: host:port,host:port")
+    read_model_dsn: str = _setting("", "database of the projections' tables; the events' one if empty")
+    topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
+    relay_name: str = _setting("relay", "relays of one name are one relay: one leads, the others stand by")
+    source: str = _setting("/eventspine", "the header ce_source of published events")
+    topic_partitions: int = _setting(6, "partitions of a new topic")
+    topic_replication: int = _setting(-1, "replicas of a new topic; -1 takes the broker's default")
+    topic_retention_ms: int = _setting(-1, "how long a new topic keeps events, in milliseconds; -1 is for ever")
+    max_event_bytes: int = _setting(1_000_000, "limit of encoded data plus metadata of one event, in bytes")
+    relay_batch_events: int = _setting(5_000, "events in one Kafka transaction at most")
+    consume_batch_events: int = _setting(10_000, "events in one transaction of a projection at most")
+    session_timeout_s: float = _setting(10.0, "how soon Kafka gives a dead consumer's partitions to the others, in seconds")
+    give_up_after_s: float = _setting(300.0, "how long relay and consumers retry while a server is away, in seconds")
+    folder: str = _setting(".eventspine", "data folder of the local stack (eventspine up)")
+
+    def need_postgres(self) -> str:
+        return self._need("postgres_dsn")
+
+    def need_kafka(self) -> str:
+        return self._need("kafka_bootstrap")
+
+    def need_read_model(self) -> str:
+        return self.read_model_dsn or self.need_postgres()
+
+    def _need(self, name: str) -> str:
+        value: str = getattr(self, name)
+        if not value:
+            raise SettingsError(
+                f"{name} is not set and no local stack runs in {self.folder}: run `eventspine up`, or set "
+                f"{environment_name(name)}, --{name.replace('_', '-')} or {name} in {_DEFAULT_FILE}"
+            )
+        return value
+
+
+def environment_name(setting: str) -> str:
+    return f"EVENTSPINE_{setting.upper()}"
+
+
+def load_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None, stack: Mapping[str, str] | None = None
+) -> Settings:
+    """Merge what is set in the four places; flags that are None count as not given.
+
+    `file` must exist if given; otherwise `eventspine.toml` in the working folder is read if it is there. `stack` holds the
+    endpoints of a running local stack.
+
+    Raises:
+        SettingsError: a name is unknown, a value is not of its type, or the file can't be read.
+    """
+    types = {each.name: type(each.default) for each in dataclasses.fields(Settings)}
+    chosen: dict[str, Any] = dict(stack or {})
+    path = file or _DEFAULT_FILE
+    if file is not None or path.exists():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"settings file {path}: {error}") from error
+        chosen |= values
+        _check_names(values, types, f"settings file {path}")
+    from_environment = {name: environment[environment_name(name)] for name in types if environment_name(name) in environment}
+    chosen |= from_environment
+    chosen |= {name: value for name, value in flags.items() if value is not None}
+    return Settings(**{name: _typed(name, value, types[name]) for name, value in chosen.items()})
+
+
+def _check_names(values: Mapping[str, Any], types: Mapping[str, type], where: str) -> None:
+    for name in values:
+        if name not in types:
+            raise SettingsError(f"{where}: there is no setting {name!r}; the settings are {', '.join(types)}")
+
+
+def _typed(name: str, value: Any, wanted: type) -> Any:
+    try:
+        if wanted is str and not isinstance(value, str):
+            raise ValueError
+        return wanted(value) if not isinstance(value, bool) else int("no number")
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{name}={value!r} ({environment_name(name)}): not a valid {wanted.__name__}") from error

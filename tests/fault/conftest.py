@@ -1,0 +1,77 @@
+"""A path from append to read model for each fault test: processes, a load, and the oracle at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from eventspine import Event, PostgresEventStore
+from tests import oracle
+from tests.event_types import paid, placed
+from tests.processes import Process, Processes, processes
+from tests.waiting import wait_for
+
+
+class Spine:
+    """The whole path under test."""
+
+    def __init__(
+        self, store: PostgresEventStore, pool: asyncpg.Pool, bootstrap: str, topic_prefix: str, run: Processes
+    ) -> None:
+        self.store = store
+        self.pool = pool
+        self.bootstrap = bootstrap
+        self.topic_prefix = topic_prefix
+        self.run = run
+        self.acked: list[Event] = []
+        self._orders = 0
+
+    async def append(self, orders: int, *, at_once: int = 20) -> None:
+        """Append that many orders of two events each, some at once."""
+        numbers = iter(range(self._orders, self._orders + orders))
+        self._orders += orders
+
+        async def append_orders() -> None:
+            for number in numbers:
+                customer = f"c{number % 17}"
+                self.acked += await self.store.append(
+                    f"Order-{number}", "Order", [placed(customer, number, correlation_id=customer)], expected_version=0
+                )
+                self.acked += await self.store.append(f"Order-{number}", "Order", [paid(number)], expected_version=1)
+
+        await asyncio.gather(*(append_orders() for _ in range(at_once)))
+
+    async def applied(self) -> int:
+        """How many events the read model has."""
+        if not await self.pool.fetchval("SELECT to_regclass('projection_offsets') IS NOT NULL"):
+            return 0
+        return int(await self.pool.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets"))
+
+    async def caught_up(self, *alive: Process, timeout_s: float = 60.0) -> None:
+        """Wait until the read model has every event of the log."""
+
+        async def look() -> tuple[int, int]:
+            for process in alive:
+                process.check_running()
+            return await self.applied(), await self.store.last_position()
+
+        await wait_for(look, lambda seen: seen[0] >= seen[1], timeout_s=timeout_s, every_s=0.1)
+
+    async def check(self) -> None:
+        """The oracle: acked ⊆ log, log dense, topics = log, read model = fold of the log."""
+        await oracle.check_log(self.pool)
+        await oracle.check_acked(self.pool, self.acked)
+        await oracle.check_topics(self.pool, self.bootstrap, self.topic_prefix)
+        await oracle.check_read_model(self.pool)
+
+
+@pytest.fixture
+async def spine(
+    store: PostgresEventStore, pool: asyncpg.Pool, database: str, kafka: str, topic_prefix: str, tmp_path: Path
+) -> AsyncIterator[Spine]:
+    async with processes(database, kafka, topic_prefix, tmp_path) as run:
+        yield Spine(store, pool, kafka, topic_prefix, run)

@@ -1,0 +1,126 @@
+"""kill -9 of the relay at each step of its batch. What the broker had by then decides what was published; nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import oracle
+from tests.fault.conftest import Spine
+from tests.fault.proxy import END_TXN, FETCH, INIT_PRODUCER_ID, PRODUCE, Moment, Trap, kafka_proxy
+from tests.waiting import wait_for
+
+STEPS = {
+    "before it fences its predecessor": (INIT_PRODUCER_ID, "before", 0),
+    "when it has fenced its predecessor": (INIT_PRODUCER_ID, "answered", 0),
+    "while it reads its cursor": (FETCH, "before", 0),
+    "before the first records of a batch arrive": (PRODUCE, "before", 2),
+    "when records are written, unacknowledged": (PRODUCE, "unanswered", 2),
+    "when records are acknowledged": (PRODUCE, "answered", 2),
+    "before the commit arrives": (END_TXN, "before", 1),
+    "when the commit is done, unacknowledged": (END_TXN, "unanswered", 1),
+    "when the commit is acknowledged": (END_TXN, "answered", 1),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_relay_killed(spine: Spine, step: str) -> None:
+    api_key, moment, skip = STEPS[step]
+    await spine.append(60)  # 120 events: three batches
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        victim = spine.run.relay(bootstrap=proxy.bootstrap)
+        proxy.trap = trap = Trap(api_key, _moment(moment), victim.kill, skip)
+        await wait_for(
+            lambda: trap if trap.sprung else (trap, proxy.requests, victim.said[-2000:]),
+            lambda seen: seen is trap,
+            timeout_s=30,
+        )
+        assert await victim.ended() == -9
+    await spine.append(60)
+    relay, consumer = spine.run.relay(), spine.run.consumer()
+    await spine.caught_up(relay, consumer)
+    await relay.stop()
+    await consumer.stop()
+    await spine.check()
+
+
+async def test_relay_loses_its_connections_and_goes_on(spine: Spine) -> None:
+    """The outcome of a commit is unknown to a relay that lives on: it must find out, and not repeat it."""
+    await spine.append(60)
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        relay = spine.run.relay(bootstrap=proxy.bootstrap)
+        for moment in ("before", "unanswered"):
+            proxy.trap = Trap(END_TXN, _moment(moment), proxy.cut)
+            await spine.append(60)
+            await wait_for(lambda: proxy.trap and proxy.trap.sprung, timeout_s=60)
+        proxy.trap = None
+        consumer = spine.run.consumer()
+        await spine.caught_up(relay, consumer, timeout_s=90)
+        await relay.stop()
+        await consumer.stop()
+    await spine.check()
+
+
+async def test_second_relay_stands_by_and_takes_over(spine: Spine) -> None:
+    await spine.append(60)
+    first = spine.run.relay()
+    await wait_for(lambda: "relay publishes" in first.said)
+    second = spine.run.relay()
+    await wait_for(lambda: "stands by" in second.said)
+    first.kill()
+    await spine.append(60)
+    consumer = spine.run.consumer()
+    await spine.caught_up(second, consumer)
+    await second.stop()
+    await consumer.stop()
+    await spine.check()
+
+
+async def test_frozen_relay_is_fenced(spine: Spine) -> None:
+    """A relay that slept through its own succession wakes up as a zombie: Kafka's producer epoch refuses it."""
+    await spine.append(60)
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        zombie = spine.run.relay(bootstrap=proxy.bootstrap)
+        proxy.trap = Trap(END_TXN, "before", zombie.freeze, skip=1)
+        await wait_for(lambda: proxy.trap and proxy.trap.sprung, timeout_s=30)
+        # Its leadership ends with its connection to Postgres, as when the network parts; it itself does not know.
+        await spine.pool.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        heir = spine.run.relay()
+        await wait_for(lambda: "relay publishes" in heir.said, timeout_s=30)
+        zombie.thaw()
+        await spine.append(60)
+        consumer = spine.run.consumer()
+        await spine.caught_up(heir, zombie, consumer)
+        await wait_for(lambda: "stands by" in zombie.said, timeout_s=30)
+        for process in (heir, zombie, consumer):
+            await process.stop()
+    await spine.check()
+
+
+async def test_relay_halts_when_history_was_rewritten(spine: Spine) -> None:
+    """A database restored to an older state must not be published behind the newer one."""
+    await spine.append(20)
+    relay, consumer = spine.run.relay(), spine.run.consumer()
+    await spine.caught_up(relay, consumer)
+    await relay.stop()
+    await consumer.stop()
+    await spine.check()
+    async with spine.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SET LOCAL session_replication_role = replica")  # what a restore does: past the triggers
+        await connection.execute("DELETE FROM events WHERE global_position > 30")
+    halted = spine.run.relay()
+    assert await halted.ended() == 1
+    assert "the log ends before" in halted.said
+    spine.acked.clear()
+    await spine.append(20)
+    halted = spine.run.relay()
+    assert await halted.ended() == 1
+    assert "the log holds event" in halted.said
+    await oracle.check_log(spine.pool)
+
+
+def _moment(text: str) -> Moment:
+    assert text in ("before", "unanswered", "answered")
+    return text  # type: ignore[return-value]

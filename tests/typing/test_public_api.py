@@ -1,0 +1,110 @@
+"""The public API as users write it. mypy checks this file; running it only proves that the names are there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_type
+from uuid import UUID
+
+import asyncpg
+
+import eventspine
+from eventspine import (
+    ANY,
+    NO_STREAM,
+    STREAM_EXISTS,
+    ConcurrencyError,
+    Event,
+    EventIdTaken,
+    EventStore,
+    EventType,
+    ExpectedVersion,
+    InvalidEvent,
+    PostgresEventStore,
+    Unavailable,
+)
+
+
+async def place_order(store: EventStore, order_id: str) -> None:
+    event = Event(
+        event_type="OrderPlaced",
+        data={"customer_id": "c1", "total_cents": 1990},
+        metadata={"user_id": "u1", "timestamp": datetime.now(UTC)},
+    )
+    recorded = await store.append(f"Order-{order_id}", "Order", [event], expected_version=NO_STREAM)
+    assert_type(recorded, list[Event])
+    assert_type(recorded[0].event_id, UUID)
+    assert_type(recorded[0].version, int)
+    assert_type(recorded[0].global_position, int)
+    assert_type(recorded[0].created_at, datetime | None)
+    assert_type(recorded[0].timestamp, datetime | None)
+    assert_type(recorded[0].user_id, str | None)
+    assert_type(recorded[0].category, str)
+
+
+async def expect(store: EventStore, expected: ExpectedVersion) -> None:
+    for each in (0, 17, ANY, NO_STREAM, STREAM_EXISTS, expected):
+        await store.append("Order-1", "Order", [], expected_version=each)
+    await store.append("Order-1", "Order", (), expected_version=0)
+    await store.append("Order-1", "Order", [])  # type: ignore[call-arg]
+    await store.append("Order-1", "Order", [], expected_version="0")  # type: ignore[arg-type]
+    await store.append("Order-1", "Order", [{"event_type": "OrderPlaced"}], expected_version=0)  # type: ignore[list-item]
+
+
+async def decide_again(store: EventStore) -> None:
+    try:
+        await store.append("Order-1", "Order", [Event(event_type="OrderPaid", data={})], expected_version=1)
+    except ConcurrencyError as error:
+        assert_type(error.stream_id, str)
+        assert_type(error.actual, int)
+    except EventIdTaken as error:
+        assert_type(error.event_ids, list[str])
+    except InvalidEvent as error:
+        assert_type(error.reason, str)
+    except Unavailable:
+        pass
+
+
+async def follow(store: EventStore) -> None:
+    assert_type(await store.read_stream("Order-1", 3, limit=10), list[Event])
+    assert_type(await store.read_all(0, limit=10), list[Event])
+    assert_type(await store.last_position(), int)
+    position = await store.load_checkpoint("mails")
+    assert_type(position, int)
+    subscription = store.subscribe(from_position=position, batch_size=100)
+    assert_type(subscription, AsyncIterator[Event])
+    async for event in subscription:
+        assert_type(event, Event)
+        await store.save_checkpoint("mails", event.global_position)
+
+
+async def open_one(dsn: str) -> None:
+    event_types = eventspine.load_event_types(Path("schemas"))
+    assert_type(event_types, list[EventType])
+    async with eventspine.connect(dsn, event_types=event_types) as store:
+        assert_type(store, PostgresEventStore)
+        await place_order(store, "1")  # the Postgres store fits the protocol
+
+
+async def by_hand(pool: asyncpg.Pool, connection: asyncpg.Connection) -> EventStore:
+    assert_type(await eventspine.migrate(connection), list[int])
+    store = PostgresEventStore(pool, max_event_bytes=10_000, retry_s=5)
+    await store.register([EventType.from_schema({"type": "record", "name": "OrderPaid", "fields": []}, schema_version=2)])
+    return store
+
+
+def freeze(event: Event) -> None:
+    event.version = 1  # type: ignore[misc]
+    Event("OrderPlaced", {})  # type: ignore[call-arg]
+
+
+if TYPE_CHECKING:
+
+    def fits(postgres: PostgresEventStore) -> EventStore:
+        return postgres
+
+
+def test_the_names_are_there() -> None:
+    assert all(hasattr(eventspine, name) for name in eventspine.__all__)

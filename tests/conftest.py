@@ -50,7 +50,7 @@ def endpoints(stack: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def postgres(request) -> str:
+def postgres(request: pytest.FixtureRequest) -> str:
     """DSN of the server's maintenance database."""
     if os.environ.get("EVENTSPINE_TEST_POSTGRES"):
         return os.environ["EVENTSPINE_TEST_POSTGRES"]  # DEV
@@ -58,7 +58,7 @@ def postgres(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def kafka(request) -> str:
+def kafka(request: pytest.FixtureRequest) -> str:
     """Kafka's bootstrap servers."""
     if os.environ.get("EVENTSPINE_TEST_KAFKA"):
         return os.environ["EVENTSPINE_TEST_KAFKA"]  # DEV

@@ -6,18 +6,26 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def wait_for(
-    look: Callable[[], T | Awaitable[T]],
-    until: Callable[[T], object] = bool,
-    *,
-    timeout_s: float = 20.0,
-    every_s: float = 0.02,
-) -> T:
+    look: Callable[[], Awaitable[T]], until: Callable[[T], object] = bool, *, timeout_s: float = 20.0, every_s: float = 0.02
+) -> T: ...
+
+
+@overload
+async def wait_for(
+    look: Callable[[], T], until: Callable[[T], object] = bool, *, timeout_s: float = 20.0, every_s: float = 0.02
+) -> T: ...
+
+
+async def wait_for(
+    look: Callable[[], Any], until: Callable[[Any], object] = bool, *, timeout_s: float = 20.0, every_s: float = 0.02
+) -> Any:
     """Look again and again until `until` likes what was seen, and return it.
 
     Raises:

@@ -1,0 +1,6 @@
+"""Real servers without Docker: PostgreSQL and Kafka from package registries. Stands alone; needs the extra `local`."""
+
+from .errors import LocalStackError
+from .stack import Endpoints, LocalStack
+
+__all__ = ["Endpoints", "LocalStack", "LocalStackError"]

@@ -25,7 +25,8 @@ types:           ## mypy --strict over the package as users import it
 	@scripts/types
 
 lock:            ## resolve the dependencies again into requirements.lock
-	$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --extra dev -o requirements.lock pyproject.toml
+	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --no-annotate --extra dev --output-file requirements.lock pyproject.toml
 
 demo:            ## the flights demo: one month
 	@scripts/demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -44,6 +45,22 @@ class Spine:
                 self.acked += await self.store.append(f"Order-{number}", "Order", [paid(number)], expected_version=1)
 
         await asyncio.gather(*(append_orders() for _ in range(at_once)))
+
+    @asynccontextmanager
+    async def load(self) -> AsyncIterator[None]:
+        """Append without pause while the block runs."""
+        done = asyncio.Event()
+
+        async def append_until_done() -> None:
+            while not done.is_set():
+                await self.append(20, at_once=1)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(append_until_done())
+            try:
+                yield
+            finally:
+                done.set()
 
     async def applied(self) -> int:
         """How many events the read model has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import json
 import logging
@@ -273,6 +274,45 @@ def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
             )
         else:
             typer.echo(f"{schema_id:>5}  {event_type.name} version {event_type.schema_version}")
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    year: Annotated[bool, typer.Option("--all", help="The whole year instead of January.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the plot and the workers' logs.")] = Path("output"),
+) -> None:
+    """Take every flight that left New York in January 2013 from CSV to read models, and prove the result.
+
+    Can be stopped at any moment and run again: it goes on where it was. Starts the local stack if it does not run, and stops
+    it again at the end in that case.
+    """
+    from .examples.flights.demo import ensure_database, run_demo
+
+    settings: Settings = context.obj
+    stack = None
+    if not (settings.postgres_dsn and settings.kafka_bootstrap):
+        stack = _local_stack(settings)
+        endpoints = stack.up(on_progress=lambda line: messages.print(line, markup=False, highlight=False))
+        settings = dataclasses.replace(settings, **endpoints._asdict())
+
+    async def work() -> bool:
+        return await run_demo(
+            postgres_dsn=await ensure_database(settings.postgres_dsn, "eventspine_flights"),
+            kafka_bootstrap=settings.kafka_bootstrap,
+            output=output,
+            months=range(1, 13) if year else (1,),
+        )
+
+    proven = False
+    try:
+        proven = _run(work())
+    except KeyboardInterrupt:
+        messages.print("stopped; run it again to go on")
+    finally:
+        if stack is not None:
+            stack.down()
+    raise typer.Exit(0 if proven else 1)
 
 
 def load_projection(path: str) -> Projection:

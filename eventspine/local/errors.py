@@ -1,13 +1,15 @@
-"""What the local stack raises. It stands alone, so its error stands outside the tree of `eventspine.schemas.errors`."""
+"""What the local stack raises."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ..schemas.errors import EventspineError
+
 __all__ = ["LocalStackError"]
 
 
-class LocalStackError(Exception):
+class LocalStackError(EventspineError):
     """Report that a local server can't be fetched, started or stopped: what, why, what to do, and where the log is.
 
     Attributes: `log_path`, the server's log file, None if it has none yet.

@@ -276,6 +276,27 @@ def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
             typer.echo(f"{schema_id:>5}  {event_type.name} version {event_type.schema_version}")
 
 
+@registry_app.command("serve")
+def registry_serve(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8081,
+) -> None:
+    """Serve the registered schemas to clients of Confluent's schema registry, until stopped."""
+    try:
+        from .schemas.registry import serve_registry
+    except ImportError as error:
+        raise SettingsError('the registry needs more packages: pip install "eventspine[registry]"') from error
+    settings: Settings = context.obj
+
+    async def work() -> None:
+        async with open_pool(settings.need_postgres(), max_connections=5) as pool:
+            messages.print(f"registry: http://{host}:{port}", highlight=False)
+            await serve_registry(pool, host, port)
+
+    _run(work())
+
+
 @app.command()
 def demo(
     context: typer.Context,

@@ -194,7 +194,8 @@ def _falsified(data: Any, decoded: Any, path: str) -> str:
     elif isinstance(data, datetime) and isinstance(decoded, date):
         return f"{path} is a datetime, and its field holds a date; use datetime.date()"
     elif isinstance(data, (int, float)) and isinstance(decoded, float):
-        return f"{path} is too large for a float" if isinf(decoded) and data not in (decoded, -decoded) else ""
+        if data != decoded and (isinstance(data, int) or isinf(decoded)):  # 0.1 may become the nearest float
+            return f"{path} is a number that its field, a float, can't hold"
     elif isinstance(data, Mapping) and isinstance(decoded, Mapping):
         inner = [(value, decoded.get(key), f"{path}.{key}".lstrip(".")) for key, value in data.items()]
     elif isinstance(data, (list, tuple)) and isinstance(decoded, (list, tuple)):

@@ -32,11 +32,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def stack(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The servers of this run; `endpoints` starts them. They are stopped at its end, also after Ctrl-C."""
+    folder = tmp_path_factory.mktemp("stack")
+    servers: Any
     if pytestconfig.getoption("--stack") == "docker":
-        from tests.docker_stack import DockerStack as Stack
+        from tests.docker_stack import DockerStack
+
+        servers = DockerStack(folder)
     else:
-        from eventspine.local import LocalStack as Stack
-    servers = Stack(tmp_path_factory.mktemp("stack"))
+        from eventspine.local import LocalStack
+
+        servers = LocalStack(folder)
     try:
         yield servers
     finally:

@@ -70,7 +70,7 @@ async def run_demo(
                 await board.follow(append_all(store, events), running)
             elapsed = time.monotonic() - started
             await show_tables(pool, console)
-            drawn = await plot(pool, output, "January 2013" if len(months) == 1 else f"{len(months)} months of 2013")
+            drawn = await plot(pool, output, "January 2013" if len(months) == 1 else "2013")
             console.print("plot: " + ", ".join(map(str, drawn)), soft_wrap=True, highlight=False)
             findings = await prove(pool, kafka_bootstrap, topic_of("Aircraft", topic_prefix), flights, len(events))
     for finding in findings:

@@ -138,7 +138,10 @@ def test_unknown_types_and_versions_are_told_apart() -> None:
         ("boolean", "no", "x: 'no' is no boolean"),
         ("int", 2**31, "x: 2147483648 is no int"),
         ("int", -(2**31) - 1, "is no int"),
-        ("float", 1e300, "x is too large for a float"),
+        ("float", 1e300, "x is a number that its field, a float, can't hold"),
+        ("float", 2**24 + 1, "can't hold"),
+        ("double", 2**53 + 1, "can't hold"),
+        (["null", "double", "long"], 2**53 + 1, "can't hold"),
         ("null", 5, "x: 5 is no null"),
         ("date", AWARE, "x is a datetime"),
         ("local-timestamp-micros", AWARE, "x is an aware datetime"),
@@ -187,7 +190,7 @@ def test_unknown_types_and_versions_are_told_apart() -> None:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_does_not_fit_is_refused_and_named(type_: str, value: Any, says: str) -> None:
+def test_what_does_not_fit_is_refused_and_named(type_: Any, value: Any, says: str) -> None:
     with pytest.raises(InvalidEvent) as caught:
         codec_for(type_).encode("T", 0, {"x": value})
     assert says in str(caught.value)
@@ -297,7 +300,9 @@ def types_and_values(draw: st.DrawFn, names: st.SearchStrategy[str], depth: int 
         return {"type": "fixed", "name": draw(names), "size": len(value)}, value
     if kind == "union":
         branches = draw(st.lists(st.sampled_from(UNIONS), min_size=1, unique=True))
-        return branches, draw({t: values for t, values in PRIMITIVES if isinstance(t, str)}[draw(st.sampled_from(branches))])
+        values = {t: v for t, v in PRIMITIVES if isinstance(t, str)}
+        values["long"] = st.integers(-(2**53), 2**53)  # the double may take it
+        return branches, draw(values[draw(st.sampled_from(branches))])
     if kind == "record":
         fields = draw(st.lists(types_and_values(names, depth + 1), max_size=4))
         types = [{"name": f"f{n}", "type": type_} for n, (type_, _) in enumerate(fields)]

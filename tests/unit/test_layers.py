@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "relay": {"schemas", "store", "relay"},
     "consumers": {"schemas", "store", "consumers"},
     "eventspine": set(LAYERS),
-    "eventspine.local": {"eventspine.local", "eventspine.schemas"},
+    "eventspine.local": {"schemas", "eventspine.local"},
 }
 
 

@@ -1,0 +1,2 @@
+-- Every subject.   ->   subject text
+SELECT DISTINCT subject FROM subjects ORDER BY subject

@@ -32,8 +32,8 @@ class Consumer:
     Start as many processes as there are partitions at most: Kafka's group protocol shares the partitions among them. Events
     of one stream are handled in order; events of different streams only if they lie in the same partition.
 
-    A crash at any point loses and repeats nothing: rows and offsets are one transaction, and offsets are read from there, not
-    from Kafka. (They are committed to Kafka too, so that its own tools show the lag.) A process that lost its partitions
+    A crash at any point loses and repeats nothing: rows and offsets are one transaction, and offsets are read from there,
+    not from Kafka. (They are committed to Kafka too, so that its own tools show the lag.) A process that lost its partitions
     without noticing can't write: its epoch is older.
 
     `load_event_types` returns the registered event types; called at the start and when an unknown schema id turns up.

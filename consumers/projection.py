@@ -58,9 +58,7 @@ class Projection:
         for attribute, member in members.items():
             for event_type in getattr(member, "handles", ()):
                 if event_type in cls._handlers:
-                    raise ProjectionError(
-                        f"{cls.__name__}: {cls._handlers[event_type]} and {attribute} both handle {event_type}"
-                    )
+                    raise ProjectionError(f"{cls.__name__}: {cls._handlers[event_type]} and {attribute} both handle {event_type}")
                 cls._handlers[event_type] = attribute
 
     def handles(self, event_type: str) -> bool:

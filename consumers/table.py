@@ -187,9 +187,7 @@ class TableWriter:
         changes = [f'"{column}" = {new}."{column}"' for column in assigned]
         changes += [f'"{column}" = coalesce(old."{column}", 0) + {new}."{column}"' for column in added]
         if kind == "update":
-            return Statement(
-                f'UPDATE "{table.name}" AS old SET {", ".join(changes)} FROM {source} WHERE {same_key}', parameters
-            )
+            return Statement(f'UPDATE "{table.name}" AS old SET {", ".join(changes)} FROM {source} WHERE {same_key}', parameters)
         action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
         key = ", ".join(f'"{column}"' for column in table.key)
         return Statement(

@@ -269,9 +269,7 @@ def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
 
     for schema_id, event_type in _run(work()):
         if as_json:
-            typer.echo(
-                json.dumps({"schema_id": schema_id, "event_type": event_type.name, "version": event_type.schema_version})
-            )
+            typer.echo(json.dumps({"schema_id": schema_id, "event_type": event_type.name, "version": event_type.schema_version}))
         else:
             typer.echo(f"{schema_id:>5}  {event_type.name} version {event_type.schema_version}")
 

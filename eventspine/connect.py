@@ -29,9 +29,7 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
     if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
         raise SettingsError(f"{dsn.partition(':')[0]!r} is no store that eventspine knows; use postgresql://user@host/database")
     async with translated():
-        pool = await asyncpg.create_pool(
-            dsn, min_size=1, max_size=max_connections, command_timeout=command_timeout_s, timeout=10
-        )
+        pool = await asyncpg.create_pool(dsn, min_size=1, max_size=max_connections, command_timeout=command_timeout_s, timeout=10)
     try:
         yield pool
     finally:

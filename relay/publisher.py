@@ -102,9 +102,7 @@ class Publisher:
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._refused is None:
-            refused = kafka_error(
-                error, f"to publish to {message.topic()} the event of stream {(message.key() or b'').decode()}"
-            )
+            refused = kafka_error(error, f"to publish to {message.topic()} the event of stream {(message.key() or b'').decode()}")
             if error.code() not in _FENCED and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
                 self._refused = refused
 

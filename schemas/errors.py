@@ -11,7 +11,8 @@
     ├── Fenced                another process took over this work: stop
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
-    └── SettingsError         a setting is missing or makes no sense
+    ├── SettingsError         a setting is missing or makes no sense
+    └── LocalStackError       (eventspine.local) a local server can't be fetched, started or stopped
 
 Each carries its facts as attributes, says them in one sentence and says what to do next.
 """

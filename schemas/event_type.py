@@ -152,9 +152,7 @@ def _fault(schema: Any, enclosing: frozenset[str]) -> str:
     Source: https://avro.apache.org/docs/1.12.0/specification/ (names; unions)
     """
     if isinstance(schema, str):
-        return f"{schema} contains itself; give it a bounded depth, or keep the tree as JSON in a string" * (
-            schema in enclosing
-        )
+        return f"{schema} contains itself; give it a bounded depth, or keep the tree as JSON in a string" * (schema in enclosing)
     if isinstance(schema, list):
         kinds = [_kind(branch) for branch in schema]
         if "union" in kinds or len(set(kinds)) < len(kinds):

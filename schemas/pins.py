@@ -24,9 +24,7 @@ async def load_pinned_types(database: asyncpg.Pool | Connection) -> list[PinnedT
     """Read every registered event type with its schema id."""
     async with translated():
         rows = await database.fetch(_LOAD)
-    return [
-        PinnedType(row["schema_id"], EventType(row["event_type"], row["schema_version"], row["definition"])) for row in rows
-    ]
+    return [PinnedType(row["schema_id"], EventType(row["event_type"], row["schema_version"], row["definition"])) for row in rows]
 
 
 async def register_event_types(pool: asyncpg.Pool, event_types: Sequence[EventType]) -> list[PinnedType]:

@@ -25,8 +25,10 @@ _AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,  # a statement_timeout
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.ReadOnlySQLTransactionError,  # a fail-over is under way: this server is (still) a standby
 )
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
@@ -50,7 +52,11 @@ async def translated() -> AsyncIterator[None]:
         yield
     except _NOT_MIGRATED as error:
         raise SettingsError(f"{error}; the database lacks our tables or has old ones: run `eventspine migrate`") from error
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+    except (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.ClientConfigurationError,
+    ) as error:
         raise SettingsError(f"Postgres refused the connection: {error}; check the DSN") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise SettingsError(f"Postgres refused: {error}; grant the right or use another role") from error

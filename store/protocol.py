@@ -41,7 +41,7 @@ class EventStore(Protocol):
     """
 
     async def append(
-        self, stream_id: str, stream_type: str, events: Sequence[Event], *, expected_version: ExpectedVersion
+        self, stream_id: str, stream_type: str, events: Sequence[Event], expected_version: ExpectedVersion
     ) -> list[Event]:
         """Append events to one stream, all or none, and return the recorded copies, in order.
 

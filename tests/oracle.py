@@ -125,9 +125,7 @@ async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> i
             row = stored.get(position)
             assert row is not None, f"{where}: position {position} is not in the log"
             assert position not in seen, f"{where}: position {position} was published before, at {seen[position]}"
-            assert position > last.get(message.partition(), 0), (
-                f"{where}: position {position} after {last[message.partition()]}"
-            )
+            assert position > last.get(message.partition(), 0), f"{where}: position {position} after {last[message.partition()]}"
             published = (
                 message.key().decode(),
                 message.value(),
@@ -152,14 +150,10 @@ async def check_read_model(database: asyncpg.Pool) -> None:
     """
     expected = [tuple(row) for row in await database.fetch(_ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
-    assert actual == expected, (
-        f"order_totals: {next(pair for pair in zip(actual, expected, strict=False) if pair[0] != pair[1])}"
-    )
+    assert actual == expected, f"order_totals: {next(pair for pair in zip(actual, expected, strict=False) if pair[0] != pair[1])}"
     states = [tuple(row) for row in await database.fetch(_ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
-    applied = await database.fetchval(
-        "SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'"
-    )
+    applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")
     recorded = await database.fetchval("SELECT count(*) FROM events")
     assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"

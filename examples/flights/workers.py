@@ -41,9 +41,7 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(
-    commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], folder: Path
-) -> AsyncIterator[Workers]:
+async def workers(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], folder: Path) -> AsyncIterator[Workers]:
     """Run `eventspine …` commands by name, and stop them all at the end: SIGTERM, so that each finishes its batch."""
     logs = {name: folder / f"{name}.log" for name in commands}
     started = {name: _start(command, environment, logs[name]) for name, command in commands.items()}

@@ -91,16 +91,18 @@ class PostgresLog:
     async def listen(self) -> AsyncIterator[AppendSignal]:
         """Hold a connection that hears of appends. When it is lost, the signal's `wait()` says so."""
         signal = AppendSignal()
-        async with translated(), self._pool.acquire() as connection:
-            channel = await connection.fetchval(_APPEND_CHANNEL)
-            connection.add_termination_listener(signal.lose)
-            await connection.add_listener(channel, signal.notify)
+        async with self._borrowed() as connection:
+            async with translated():
+                channel = await connection.fetchval(_APPEND_CHANNEL)
+                connection.add_termination_listener(signal.lose)
+                await connection.add_listener(channel, signal.notify)
             try:
                 yield signal
             finally:
                 connection.remove_termination_listener(signal.lose)
                 if not connection.is_closed():
-                    await connection.remove_listener(channel, signal.notify)
+                    async with translated():
+                        await connection.remove_listener(channel, signal.notify)
 
     @asynccontextmanager
     async def lead(self, name: str) -> AsyncIterator[Lead]:
@@ -109,8 +111,19 @@ class PostgresLog:
         Leadership ends with the connection. It is for liveness only: a process that has lost it, and does not know yet,
         must be stopped by other means (the relay: by Kafka's producer epoch).
         """
-        async with translated(), self._pool.acquire() as connection:
+        async with self._borrowed() as connection:
             yield Lead(connection, name)
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[Connection]:
+        """Borrow a connection. Only Postgres's own errors are translated, not those of the borrower."""
+        async with translated():
+            connection = await self._pool.acquire()
+        try:
+            yield connection
+        finally:
+            async with translated():
+                await self._pool.release(connection)
 
 
 class Lead:

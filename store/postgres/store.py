@@ -111,6 +111,7 @@ class PostgresEventStore:
         `Unavailable` only after `retry_s` seconds without success.
         """
         backoff = Backoff(give_up_after_s=self._retry_s)
+        from_position = max(from_position, 0)
         while True:
             try:
                 async with self.log.listen() as signal:
@@ -144,14 +145,10 @@ class PostgresEventStore:
     ) -> AppendRequest:
         now = rfc3339(datetime.now(UTC))
         try:
-            return prepare(
-                self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes
-            )
+            return prepare(self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes)
         except UnknownEventType:  # somebody else may have registered it since we looked
             self._codec.add(await load_pinned_types(self._pool))
-            return prepare(
-                self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes
-            )
+            return prepare(self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes)
 
     async def _send_waiting(self) -> None:
         """Send batch after batch until nobody waits. Every request taken gets an outcome or an error."""
@@ -175,8 +172,13 @@ class PostgresEventStore:
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 # Postgres refuses something in this batch; send each alone, so that the others pass.
-                for request in batch:
-                    await self._send([request])
+                for number, request in enumerate(batch):
+                    try:
+                        await self._send([request])
+                    except asyncio.CancelledError:
+                        for waiting in batch[number:]:
+                            _pending(waiting).cancel()
+                        raise
                 return
             for request in batch:
                 if not _pending(request).done():

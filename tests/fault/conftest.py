@@ -20,9 +20,7 @@ from tests.waiting import wait_for
 class Spine:
     """The whole path under test."""
 
-    def __init__(
-        self, store: PostgresEventStore, pool: asyncpg.Pool, bootstrap: str, topic_prefix: str, run: Processes
-    ) -> None:
+    def __init__(self, store: PostgresEventStore, pool: asyncpg.Pool, bootstrap: str, topic_prefix: str, run: Processes) -> None:
         self.store = store
         self.pool = pool
         self.bootstrap = bootstrap

@@ -15,15 +15,15 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+
+import eventspine
+from eventspine import ANY, ConcurrencyError, Event, EventspineError, PostgresEventStore, SettingsError, Unavailable, migrate
 from eventspine.schemas import Codec
 from eventspine.schemas.event import rfc3339
 from eventspine.schemas.pins import load_pinned_types
 from eventspine.schemas.postgres import load_sql
 from eventspine.store.postgres.batch import Outcome, arguments, prepare, recorded
 from eventspine.store.postgres.migrate import migrations
-
-import eventspine
-from eventspine import ANY, ConcurrencyError, Event, EventspineError, PostgresEventStore, SettingsError, Unavailable, migrate
 from tests.conftest import dsn_of
 from tests.event_types import EVENT_TYPES, paid, placed
 from tests.oracle import check_acked, check_log

@@ -9,12 +9,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from eventspine.schemas import Codec, PinnedType
-from eventspine.store.postgres.batch import AppendRequest, Outcome, arguments, cut_batch, prepare, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventspine import ANY, NO_STREAM, STREAM_EXISTS, ConcurrencyError, Event, EventIdTaken, InvalidEvent, UnknownEventType
+from eventspine.schemas import Codec, PinnedType
+from eventspine.store.postgres.batch import AppendRequest, Outcome, arguments, cut_batch, prepare, recorded
 from tests.event_types import EVENT_TYPES, paid, placed
 
 NOW = "2026-01-02T03:04:05.000006Z"

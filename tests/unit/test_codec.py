@@ -10,12 +10,12 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from eventspine.schemas import Codec, PinnedType, schema_id_of
-from eventspine.schemas.codec import UnknownSchemaId, check_new_definition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eventspine import DecodeError, EventType, InvalidEvent, SchemaError, UnknownEventType
+from eventspine.schemas import Codec, PinnedType, schema_id_of
+from eventspine.schemas.codec import UnknownSchemaId, check_new_definition
 from tests.event_types import EVENT_TYPES, EVERYTHING, ORDER_PLACED, ORDER_SHIPPED, ORDER_SHIPPED_V2, logical, record
 
 HEADER_BYTES = 5
@@ -64,9 +64,7 @@ def codec_of(*event_types: EventType) -> Codec:
 
 def codec_for(type_: Any) -> Codec:
     """Return a codec for events `T` with one field `x`."""
-    return codec_of(
-        EventType.from_schema(record("T", ("x", DEFINITIONS.get(type_, type_) if isinstance(type_, str) else type_)))
-    )
+    return codec_of(EventType.from_schema(record("T", ("x", DEFINITIONS.get(type_, type_) if isinstance(type_, str) else type_))))
 
 
 def test_what_goes_in_comes_out() -> None:

@@ -6,9 +6,9 @@ import re
 from types import ModuleType
 
 import pytest
-from eventspine.schemas import errors
 
 import eventspine
+from eventspine.schemas import errors
 
 PACKAGES = ["", ".schemas", ".store", ".store.postgres", ".relay", ".consumers"]
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.EventspineError)]

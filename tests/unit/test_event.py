@@ -5,12 +5,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from eventspine.schemas import category_of
-from eventspine.schemas.event import check_stream_id, normalise_metadata, rfc3339
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventspine import Event, InvalidEvent
+from eventspine.schemas import category_of
+from eventspine.schemas.event import check_stream_id, normalise_metadata, rfc3339
 
 NOW = "2026-01-02T03:04:05.000006Z"
 

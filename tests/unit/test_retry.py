@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import itertools
 
-from eventspine.schemas.retry import Backoff
 from hypothesis import given
 from hypothesis import strategies as st
+
+from eventspine.schemas.retry import Backoff
 
 
 class Clock:

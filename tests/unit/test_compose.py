@@ -37,7 +37,9 @@ def test_environment_names_are_settings(compose: Any) -> None:
 
 
 def test_commands_exist_and_dependencies_are_services(compose: Any) -> None:
-    commands = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
+    commands = {
+        command.name or getattr(command.callback, "__name__", "").replace("_", "-") for command in app.registered_commands
+    }
     commands |= {group.name for group in app.registered_groups}
     for name, service in compose["services"].items():
         if service.get("image") == "eventspine":

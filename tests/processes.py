@@ -17,13 +17,13 @@ _ROOT = Path(__file__).parents[1]
 class Process:
     """A child process; what it says goes to a file."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], output: Path) -> None:
+    def __init__(self, arguments: list[str], environment: dict[str, str], output: Path, folder: Path) -> None:
         self._output = output
         with output.open("ab") as stream:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "eventspine", "--verbose", *arguments],
                 env=os.environ | environment,
-                cwd=_ROOT,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
@@ -77,14 +77,15 @@ class Processes:
         self._started: list[Process] = []
 
     def relay(self, *, bootstrap: str | None = None) -> Process:
-        return self._start(["relay", "run"], bootstrap)
+        return self.command(["relay", "run"], bootstrap=bootstrap)
 
     def consumer(self, *, bootstrap: str | None = None) -> Process:
-        return self._start(["consume", "tests.projections:OrderTotals"], bootstrap)
+        return self.command(["consume", "tests.projections:OrderTotals"], bootstrap=bootstrap)
 
-    def _start(self, arguments: list[str], bootstrap: str | None) -> Process:
+    def command(self, arguments: list[str], *, bootstrap: str | None = None, folder: Path = _ROOT) -> Process:
+        """Start `eventspine …` in a folder."""
         environment = self._environment | ({"EVENTSPINE_KAFKA_BOOTSTRAP": bootstrap} if bootstrap else {})
-        process = Process(arguments, environment, self._folder / f"{len(self._started)}-{arguments[0]}.log")
+        process = Process(arguments, environment, self._folder / f"{len(self._started)}-{arguments[0]}.log", folder)
         self._started.append(process)
         return process
 

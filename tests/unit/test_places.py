@@ -1,0 +1,51 @@
+"""Which records are new to a projection: decided without Kafka and without a database."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventspine.consumers.places import Partition, Place, Record, new_records
+
+P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
+
+
+def records(partition: Partition, *places: tuple[int, int]) -> list[tuple[Record, int]]:
+    return [(Record(partition, offset, position), position) for offset, position in places]
+
+
+def test_new_records_pass_in_order_and_move_the_place() -> None:
+    new, after = new_records(records(P0, (5, 10), (7, 12)), {P0: Place(3, 5, 9, 100)})
+    assert new == [10, 12]
+    assert after == {P0: Place(3, 8, 12, 102)}
+
+
+def test_offsets_that_were_consumed_are_dropped() -> None:
+    new, after = new_records(records(P0, (3, 7), (4, 9), (5, 10)), {P0: Place(1, 5, 9, 2)})
+    assert (new, after) == ([10], {P0: Place(1, 6, 10, 3)})
+
+
+def test_positions_that_were_applied_are_duplicates_but_move_the_offset() -> None:
+    new, after = new_records(records(P0, (5, 9), (6, 8)), {P0: Place(1, 5, 9, 2)})
+    assert (new, after) == ([], {P0: Place(1, 7, 9, 2)})
+
+
+def test_partitions_of_others_are_dropped() -> None:
+    assert new_records(records(P1, (0, 1)), {P0: Place(1, 0, 0, 0)}) == ([], {})
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.data())
+def test_every_position_is_applied_once_however_batches_are_cut(published: list[int], data: st.DataObject) -> None:
+    """A topic with repeated publications; consumed in batches, some of which are fetched again after a rebalance."""
+    topic = list(enumerate(published))
+    place, applied = Place(1, 0, 0, 0), []
+    while place.next_offset < len(topic):
+        start = data.draw(st.integers(0, place.next_offset))
+        end = data.draw(st.integers(place.next_offset + 1, len(topic)))
+        new, after = new_records(records(P0, *topic[start:end]), {P0: place})
+        applied += new
+        place = after[P0]
+    assert applied == sorted(set(applied))
+    assert place == Place(1, len(topic), max(published), len(applied))
+    if published == sorted(published):
+        assert applied == sorted(set(published))

@@ -29,7 +29,7 @@ from zoneinfo import ZoneInfo
 
 from eventspine import Event, IntegrityError, SettingsError
 
-__all__ = ["Flight", "Step", "cut_of", "event_id_of", "event_of", "read_flights", "still_missing", "steps_of"]
+__all__ = ["Flight", "Step", "cut_of", "event_id_of", "event_of", "flight_of", "read_flights", "steps_of", "still_missing"]
 
 _NAMESPACE = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 _NEW_YORK = ZoneInfo("America/New_York")
@@ -71,8 +71,38 @@ class Step(NamedTuple):
 
 def read_flights(end: date) -> list[Flight]:
     """Return the flights that were scheduled to leave before a day (New York's calendar), in the order of their schedule."""
-    flights = [_flight(row) for row in _rows("flights.csv.zip") if date(2013, int(row["month"]), int(row["day"])) < end]
+    flights = [flight_of(row) for row in _rows("flights.csv.zip") if date(2013, int(row["month"]), int(row["day"])) < end]
     return sorted(flights, key=lambda flight: (flight.scheduled_at, flight.key))
+
+
+def flight_of(row: Mapping[str, str]) -> Flight:
+    """Read a row of the CSV."""
+    # time_hour is UTC, of the scheduled hour. The actual departure is counted from the schedule, since dep_time alone does
+    # not tell its day: some flights leave after midnight.
+    scheduled = datetime.fromisoformat(row["time_hour"]) + timedelta(minutes=int(row["minute"]))
+    departed = arrived = None
+    if row["dep_time"] != "NA":
+        departed = scheduled + timedelta(minutes=int(row["dep_delay"]))
+        if row["arr_time"] != "NA":
+            arrived = _next_time(departed, int(row["arr_time"]), _zones().get(row["dest"], _DEFAULT_ZONE))
+    tail_number = row["tailnum"] if row["tailnum"] != "NA" else f"unassigned-{row['carrier']}"
+    return Flight(
+        key=f"{row['time_hour']}/{row['carrier']}/{row['flight']}/{row['origin']}",
+        stream_id=f"Aircraft-{tail_number}",
+        carrier=row["carrier"],
+        number=int(row["flight"]),
+        origin=row["origin"],
+        dest=row["dest"],
+        miles=int(row["distance"]),
+        day=date(2013, int(row["month"]), int(row["day"])),
+        hour=int(row["hour"]),
+        scheduled_at=scheduled,
+        departed_at=departed,
+        departure_delay=_number(row["dep_delay"]),
+        arrived_at=arrived,
+        arrival_delay=_number(row["arr_delay"]),
+        air_minutes=_number(row["air_time"]),
+    )
 
 
 def cut_of(end: date) -> datetime:
@@ -178,35 +208,6 @@ def _steps(number: int, flight: Flight) -> Iterator[Step]:
 def _midnight(day: date) -> datetime:
     """The moment at which a day begins in New York."""
     return datetime(day.year, day.month, day.day, tzinfo=_NEW_YORK).astimezone(UTC)
-
-
-def _flight(row: dict[str, str]) -> Flight:
-    # time_hour is UTC, of the scheduled hour. The actual departure is counted from the schedule, since dep_time alone does
-    # not tell its day: some flights leave after midnight.
-    scheduled = datetime.fromisoformat(row["time_hour"]) + timedelta(minutes=int(row["minute"]))
-    departed = arrived = None
-    if row["dep_time"] != "NA":
-        departed = scheduled + timedelta(minutes=int(row["dep_delay"]))
-        if row["arr_time"] != "NA":
-            arrived = _next_time(departed, int(row["arr_time"]), _zones().get(row["dest"], _DEFAULT_ZONE))
-    tail_number = row["tailnum"] if row["tailnum"] != "NA" else f"unassigned-{row['carrier']}"
-    return Flight(
-        key=f"{row['time_hour']}/{row['carrier']}/{row['flight']}/{row['origin']}",
-        stream_id=f"Aircraft-{tail_number}",
-        carrier=row["carrier"],
-        number=int(row["flight"]),
-        origin=row["origin"],
-        dest=row["dest"],
-        miles=int(row["distance"]),
-        day=date(2013, int(row["month"]), int(row["day"])),
-        hour=int(row["hour"]),
-        scheduled_at=scheduled,
-        departed_at=departed,
-        departure_delay=_number(row["dep_delay"]),
-        arrived_at=arrived,
-        arrival_delay=_number(row["arr_delay"]),
-        air_minutes=_number(row["air_time"]),
-    )
 
 
 def _number(text: str) -> int | None:

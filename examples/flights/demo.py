@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from datetime import date, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,24 @@ import asyncpg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ...connect import connect, open_pool
-from ...relay.cursor import cursor_topic, read_cursor
-from ...schemas import Event, IntegrityError, Unavailable, load_event_types
-from ...schemas.kafka import topic_of
-from ...schemas.postgres import translated
-from ...store.postgres import PostgresEventStore
-from .data import Flight, events_of_month, flights_of_month
+from eventspine import Event, EventStore, PostgresEventStore, Unavailable, connect, load_event_types
+from eventspine.connect import open_pool
+from eventspine.relay.cursor import cursor_topic, read_cursor
+from eventspine.schemas.kafka import topic_of
+from eventspine.schemas.postgres import translated
+
+from .data import Flight, Step, cut_of, event_of, read_flights, steps_of, still_missing
 from .projections import AircraftUtilisation, DelayBoard
 from .proof import prove
 from .show import plot, show_tables
 from .workers import Workers, workers
 
-__all__ = ["ensure_database", "run_demo"]
+__all__ = ["append_missing", "ensure_database", "run_demo"]
 
 _IN_FLIGHT = 1024
 _PROJECTIONS = (DelayBoard, AircraftUtilisation)
 _APPLIED = "SELECT coalesce(sum(events), 0)::bigint FROM projection_offsets WHERE projection = $1"
+_LAST_OF_EACH_STREAM = "SELECT DISTINCT ON (stream_id) stream_id, version, id FROM events ORDER BY stream_id, version DESC"
 
 
 async def run_demo(
@@ -41,22 +43,24 @@ async def run_demo(
     kafka_bootstrap: str,
     output: Path,
     months: Sequence[int] = (1,),
+    days: int | None = None,
     topic_prefix: str = "flights.",
     console: Console | None = None,
 ) -> bool:
     """Bring the flights of these months (1, or 1 … n) from the CSV to proven read models; return whether the proof holds.
 
-    Can be stopped at any moment and run again: it goes on where it was. A log that holds more months than asked for is taken
-    with all it has.
+    `days` takes the first days of the year instead. Can be stopped at any moment, even by kill -9, and run again: it goes on
+    where it was. A log that holds more than asked for is continued to the end of the year.
     """
     console = console or Console()
     started = time.monotonic()
-    flights, events = load(months, console)
+    end = date(2013, 1, 1) + timedelta(days=days) if days else date(2013 + max(months) // 12, max(months) % 12 + 1, 1)
+    flights, steps = load(end, console)
     async with connect(postgres_dsn, event_types=load_event_types(files(__package__) / "schemas"), max_connections=5) as store:
-        if await store.last_position() > len(events):
+        if await store.last_position() > len(steps):
             console.print("the log holds more than that already: going on with the whole year")
-            months = tuple(range(1, 13))
-            flights, events = load(months, console)
+            end = date(2014, 1, 1)
+            flights, steps = load(end, console)
         async with open_pool(postgres_dsn, max_connections=3) as pool:
             environment = {
                 "EVENTSPINE_POSTGRES_DSN": postgres_dsn,
@@ -66,44 +70,43 @@ async def run_demo(
             commands = {"relay": ["relay", "run"]}
             commands |= {each.name: ["consume", f"{__package__}:{each.__name__}"] for each in _PROJECTIONS}
             async with workers(commands, environment, output / "logs") as running:
-                board = Board(store, pool, kafka_bootstrap, topic_prefix, len(events), console)
-                await board.follow(append_all(store, events), running)
-            elapsed = time.monotonic() - started
+                board = Board(store, pool, kafka_bootstrap, topic_prefix, len(steps), console)
+                await board.follow(append_missing(store, pool, flights, steps), running)
             await show_tables(pool, console)
-            drawn = await plot(pool, output, "January 2013" if len(months) == 1 else "2013")
+            drawn = await plot(pool, output, f"1 January to {end - timedelta(days=1):%-d %B} 2013")
             console.print("plot: " + ", ".join(map(str, drawn)), soft_wrap=True, highlight=False)
-            findings = await prove(pool, kafka_bootstrap, topic_of("Aircraft", topic_prefix), flights, len(events))
+            findings = await prove(pool, kafka_bootstrap, topic_of("Aircraft", topic_prefix), flights, steps, cut_of(end))
     for finding in findings:
-        console.print(f"[green]✓[/] {finding.said}" if finding.holds else f"[bold red]✗[/] {finding.said}", highlight=False)
+        sign = "[green]✓[/]" if finding.holds else "[bold red]✗[/]"
+        console.print(f"{sign} {finding.said}", highlight=False, soft_wrap=True)
     proven = all(finding.holds for finding in findings)
-    rate = f"{board.new:,} new events in {elapsed:.1f} s"
-    console.print(f"[bold]{'proven' if proven else 'NOT proven'}[/]: {len(events):,} events; {rate}", highlight=False)
+    took_s = time.monotonic() - started
+    console.print(f"{board.summary()}; with reading, plot and proof {took_s:.1f} s", highlight=False, soft_wrap=True)
+    console.print("[bold green]proven[/]" if proven else "[bold red]NOT proven[/]")
     return proven
 
 
-def load(months: Sequence[int], console: Console) -> tuple[list[Flight], list[tuple[str, Event]]]:
+def load(end: date, console: Console) -> tuple[list[Flight], list[Step]]:
     with console.status("reading flights"):
-        flights = [flight for month in months for flight in flights_of_month(month)]
-        events = [event for month in months for event in events_of_month(month)]
-    console.print(f"{len(flights):,} flights, {len(events):,} events", highlight=False)
-    return flights, events
+        flights = read_flights(end)
+        steps = steps_of(flights, end)
+    console.print(f"{len(flights):,} flights, {len(steps):,} events", highlight=False)
+    return flights, steps
 
 
-async def append_all(store: PostgresEventStore, events: Sequence[tuple[str, Event]]) -> None:
-    """Append what the log does not hold yet, many at a time.
+async def append_missing(store: EventStore, pool: asyncpg.Pool, flights: Sequence[Flight], steps: Sequence[Step]) -> None:
+    """Append what the log does not hold yet, in order, many at a time.
 
-    The store sends appends in the order in which they are called, so the log is always the beginning of the list: after a stop
-    the rest follows. Each append says which version it expects, the count of the stream's events before it.
+    Each append says which version it expects: how many events of its stream come before it. The store sends appends in the
+    order in which they are called, so the log gets the order of the steps.
 
     Raises:
         IntegrityError: the log holds other events.
+        EventspineError: an append failed.
     """
-    done = await store.last_position()
-    if done:
-        last = await store.read_all(done - 1, 1)
-        if last[0].event_id != events[done - 1][1].event_id:
-            raise IntegrityError("this database's log was not written by this demo; give the demo a database of its own")
-    versions: dict[str, int] = {}
+    async with translated():
+        rows = await pool.fetch(_LAST_OF_EACH_STREAM)
+    recorded = {row["stream_id"]: (row["version"], row["id"]) for row in rows}
     room = asyncio.Semaphore(_IN_FLIGHT)
 
     async def append(stream_id: str, event: Event, expected_version: int) -> None:
@@ -112,13 +115,14 @@ async def append_all(store: PostgresEventStore, events: Sequence[tuple[str, Even
         finally:
             room.release()
 
-    async with asyncio.TaskGroup() as appends:
-        for number, (stream_id, event) in enumerate(events):
-            version = versions.get(stream_id, 0)
-            versions[stream_id] = version + 1
-            if number >= done:
+    try:
+        async with asyncio.TaskGroup() as appends:
+            for step, version in still_missing(flights, steps, recorded):
                 await room.acquire()
-                appends.create_task(append(stream_id, event, version))
+                flight = flights[step.flight]
+                appends.create_task(append(flight.stream_id, event_of(flight, step), version))
+    except ExceptionGroup as failed:  # when one fails, so do those behind it: the first says why
+        raise failed.exceptions[0] from None
 
 
 class Board:
@@ -127,7 +131,8 @@ class Board:
     def __init__(
         self, store: PostgresEventStore, pool: asyncpg.Pool, bootstrap: str, prefix: str, total: int, console: Console
     ) -> None:
-        self.new = 0
+        self._new = 0
+        self._appended_after_s = self._applied_after_s = 0.0
         self._store = store
         self._pool = pool
         self._bootstrap = bootstrap
@@ -145,7 +150,8 @@ class Board:
         """
         rates = {name: Rate() for name in ("append", "relay", *(each.name for each in _PROJECTIONS))}
         counts = await self._look()
-        self.new = self._total - counts["append"]
+        self._new = self._total - counts["append"]
+        started = time.monotonic()
         columns = [TextColumn("{task.description:<22}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
         with Progress(*columns, TimeElapsedColumn(), console=self._console, disable=not self._console.is_terminal) as progress:
             bars: dict[str, TaskID] = {name: progress.add_task(name, total=self._total, note="") for name in rates}
@@ -158,7 +164,11 @@ class Board:
                         if each.done():
                             each.result()
                     running.check_running()
-                    counts = await self._look()
+                    with suppress(Unavailable):  # appends, relay and projections retry; each ends by itself if it is for long
+                        counts = await self._look()
+                    self._applied_after_s = time.monotonic() - started
+                    if task.done() and not self._appended_after_s:
+                        self._appended_after_s = self._applied_after_s
                     notes = {name: f"{rates[name].of(count):>7,.0f}/s" for name, count in counts.items()}
                     for name in list(counts)[1:]:
                         notes[name] += f"  lag {counts['append'] - counts[name]:>7,}"
@@ -168,6 +178,15 @@ class Board:
             finally:
                 task.cancel()
                 watching.cancel()
+                await asyncio.gather(task, watching, return_exceptions=True)
+
+    def summary(self) -> str:
+        """How fast it went, by what was new."""
+        if not self._new:
+            return "nothing was new"
+        appended, applied = (f"{after_s:.1f} s" for after_s in (self._appended_after_s, self._applied_after_s))
+        rate = self._new / max(self._applied_after_s, 0.001)
+        return f"{self._new:,} new events: appended after {appended}, in both read models after {applied} ({rate:,.0f}/s)"
 
     async def _watch_relay(self) -> None:
         while True:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from ...consumers import Projection, Table, TableWriter, on
-from ...schemas import Event
+from typing import Any
 
-__all__ = ["AircraftUtilisation", "DelayBoard"]
+from eventspine import Event, Projection, Table, TableWriter, on
+
+__all__ = ["ON_TIME_MINUTES", "AircraftUtilisation", "DelayBoard"]
 
 ON_TIME_MINUTES = 15
 
 
 class DelayBoard(Projection):
-    """How each airport of New York did, by the hour of the scheduled departure."""
+    """How each airport of New York did, by day and hour of the scheduled departure."""
 
     categories = ("Aircraft",)
     board = Table(
         "delay_board",
         columns={
             "airport": "text",
+            "day": "date",
             "hour": "integer",
             "scheduled": "bigint",
             "departed": "bigint",
@@ -25,23 +27,21 @@ class DelayBoard(Projection):
             "on_time": "bigint",
             "delay_minutes": "bigint",
         },
-        key=("airport", "hour"),
+        key=("airport", "day", "hour"),
     )
 
     @on("FlightScheduled")
     def scheduled(self, event: Event, board: TableWriter) -> None:
-        board.increment(airport=event.data["origin"], hour=event.data["local_hour"], scheduled=1)
+        board.increment(**_place(event), scheduled=1)
 
     @on("FlightDeparted")
     def departed(self, event: Event, board: TableWriter) -> None:
         delay = event.data["delay_minutes"]
-        on_time = int(delay <= ON_TIME_MINUTES)
-        place = {"airport": event.data["origin"], "hour": event.data["local_hour"]}
-        board.increment(**place, departed=1, delay_minutes=delay, on_time=on_time)
+        board.increment(**_place(event), departed=1, delay_minutes=delay, on_time=int(delay <= ON_TIME_MINUTES))
 
     @on("FlightCancelled")
     def cancelled(self, event: Event, board: TableWriter) -> None:
-        board.increment(airport=event.data["origin"], hour=event.data["local_hour"], cancelled=1)
+        board.increment(**_place(event), cancelled=1)
 
 
 class AircraftUtilisation(Projection):
@@ -64,13 +64,17 @@ class AircraftUtilisation(Projection):
 
     @on("FlightDeparted")
     def departed(self, event: Event, aircraft: TableWriter) -> None:
-        tail_number = event.stream_id.partition("-")[2]
+        data, tail_number = event.data, event.stream_id.partition("-")[2]
         aircraft.increment(tail_number=tail_number, departures=1)
-        aircraft.upsert(tail_number=tail_number, last_airport=event.data["origin"], last_seen=event.timestamp)
+        aircraft.upsert(tail_number=tail_number, last_airport=data["origin"], last_seen=data["departed_at"])
 
     @on("FlightArrived")
     def arrived(self, event: Event, aircraft: TableWriter) -> None:
-        tail_number = event.stream_id.partition("-")[2]
-        miles, minutes = event.data["miles"], event.data["air_minutes"] or 0
-        aircraft.increment(tail_number=tail_number, arrivals=1, air_minutes=minutes, miles=miles)
-        aircraft.upsert(tail_number=tail_number, last_airport=event.data["dest"], last_seen=event.timestamp)
+        data, tail_number = event.data, event.stream_id.partition("-")[2]
+        # The data has no time in the air for a flight that was diverted.
+        aircraft.increment(tail_number=tail_number, arrivals=1, air_minutes=data["air_minutes"] or 0, miles=data["miles"])
+        aircraft.upsert(tail_number=tail_number, last_airport=data["dest"], last_seen=data["arrived_at"])
+
+
+def _place(event: Event) -> dict[str, Any]:
+    return {"airport": event.data["origin"], "day": event.data["day"], "hour": event.data["hour"]}

@@ -9,6 +9,8 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
+from .projections import ON_TIME_MINUTES
+
 __all__ = ["plot", "show_tables"]
 
 AIRPORTS = {"EWR": "Newark", "JFK": "Kennedy", "LGA": "LaGuardia"}
@@ -19,13 +21,15 @@ SELECT airport, sum(scheduled)::bigint AS scheduled, sum(departed)::bigint AS de
   FROM delay_board GROUP BY airport ORDER BY airport"""
 _BUSIEST = "SELECT * FROM aircraft_utilisation WHERE arrivals IS NOT NULL ORDER BY air_minutes DESC LIMIT 5"
 _BY_HOUR = """
-SELECT airport, hour, delay_minutes::float8 / departed AS delay, 100 * coalesce(cancelled, 0)::float8 / scheduled AS cancelled
-  FROM delay_board WHERE departed >= 30 ORDER BY airport, hour"""
+SELECT airport, hour, sum(delay_minutes)::float8 / sum(departed) AS delay,
+       100 * coalesce(sum(cancelled), 0)::float8 / sum(scheduled) AS cancelled
+  FROM delay_board GROUP BY airport, hour HAVING sum(departed) >= 30 ORDER BY airport, hour"""
 
 
 async def show_tables(pool: asyncpg.Pool, console: Console) -> None:
-    board = ScreenTable("airport", title="Departures (read model delay_board)", title_justify="left")
-    for column in ("scheduled", "departed", "cancelled", "within 15 min", "mean delay"):
+    title = f"Departures (read model delay_board); on time: at most {ON_TIME_MINUTES} minutes late"
+    board = ScreenTable("airport", title=title, title_justify="left")
+    for column in ("scheduled", "departed", "cancelled", "on time", "mean delay"):
         board.add_column(column, justify="right")
     for row in await pool.fetch(_BOARD):
         name = f"{row['airport']} {AIRPORTS.get(row['airport'], '')}"
@@ -61,8 +65,8 @@ def _draw(rows: list[dict[str, Any]], output: Path, period: str) -> list[Path]:
         style = {"color": _COLOURS[airport], "label": name, "marker": "o", "markersize": 4}
         delays.plot(hours, [row["delay"] for row in mine], **style)
         cancellations.plot(hours, [row["cancelled"] for row in mine], **style)
-    delays.set_title(f"Delays grow over the day: departures from New York, {period}", loc="left")
-    delays.set_ylabel("mean departure delay (minutes)")
+    delays.set_title(f"Delays and cancellations by hour: departures from New York, {period}", loc="left")
+    delays.set_ylabel("mean departure delay (minutes;\nearly departures count below 0)")
     delays.axhline(0, color="#999999", linewidth=0.8)
     delays.legend(frameon=False)
     cancellations.set_ylabel("cancelled (% of scheduled)")

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ...schemas import EventspineError
+from eventspine import EventspineError
 
 __all__ = ["Workers", "workers"]
 
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: a forked child must not load libraries
 _PR_SET_PDEATHSIG = 1
 _STOP_LIMIT_S = 30.0
 
@@ -67,10 +68,14 @@ def _start(command: Sequence[str], environment: Mapping[str, str], log: Path) ->
             stdout=stream,
             stderr=stream,
             start_new_session=True,  # Ctrl-C reaches the demo alone, which then stops its workers in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent,
         )
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to stop this process when the demo is killed, so that nothing is left running."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask Linux to stop this process when the demo is killed, so that nothing is left running.
+
+    Elsewhere the workers of a killed demo go on. They do no harm: the next demo's stand by or share the partitions.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...schemas import ConcurrencyError, Event
-from ...store import EventStore
+from eventspine import ConcurrencyError, Event, EventStore
 
 __all__ = ["Command", "Order", "PayOrder", "PlaceOrder", "Refused", "ShipOrder", "decide", "evolve", "handle"]
 

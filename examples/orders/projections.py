@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ...consumers import Projection, Table, TableWriter, on
-from ...schemas import Event
+from eventspine import Event, Projection, Table, TableWriter, on
 
 __all__ = ["OrderSummary"]
 

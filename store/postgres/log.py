@@ -99,8 +99,8 @@ class PostgresLog:
             try:
                 yield signal
             finally:
-                connection.remove_termination_listener(signal.lose)
-                if not connection.is_closed():
+                if not _is_gone(connection):
+                    connection.remove_termination_listener(signal.lose)
                     async with translated():
                         await connection.remove_listener(channel, signal.notify)
 
@@ -141,4 +141,12 @@ class Lead:
     @property
     def lost(self) -> bool:
         """Whether the connection, and with it the leadership, is gone."""
-        return self._connection.is_closed()
+        return _is_gone(self._connection)
+
+
+def _is_gone(connection: Connection) -> bool:
+    """Whether a borrowed connection was cut. The pool then takes it back by itself, and any call on it is refused."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True

@@ -12,13 +12,14 @@
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
     ├── SettingsError         a setting is missing or makes no sense
-    └── LocalStackError       (eventspine.local) a local server can't be fetched, started or stopped
+    └── LocalStackError       a server of `eventspine up` can't be fetched, started or stopped
 
 Each carries its facts as attributes, says them in one sentence and says what to do next.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Fenced",
     "IntegrityError",
     "InvalidEvent",
+    "LocalStackError",
     "ProjectionError",
     "SchemaError",
     "SettingsError",
@@ -114,3 +116,14 @@ class ProjectionError(EventspineError):
 
 class SettingsError(EventspineError, ValueError):
     """Report a missing or senseless setting."""
+
+
+class LocalStackError(EventspineError):
+    """Report that a local server can't be fetched, started or stopped: what, why, what to do, and where the log is.
+
+    Attributes: `log_path`, the server's log file, None if it has none yet.
+    """
+
+    def __init__(self, said: str, *, log_path: Path | None = None) -> None:
+        super().__init__(f"{said} (log: {log_path})" if log_path else said)
+        self.log_path = log_path

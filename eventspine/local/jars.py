@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import LocalStackError
+from ..schemas import LocalStackError
 
 __all__ = ["Jar", "cache_folder", "fetch_jars", "parse_lock"]
 

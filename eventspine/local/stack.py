@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import LocalStackError
+from ..schemas import LocalStackError
 from .kafka import KafkaService
 from .postgres import PostgresService
 from .service import ServiceStatus

@@ -150,6 +150,30 @@ async def test_stopped_in_mid_append_and_continued(
     assert f"{total - recorded:,} new events" in demo.said
 
 
+async def test_connections_cut_again_and_again(demo: Demo, postgres: str, pool: asyncpg.Pool) -> None:
+    """Postgres ends every connection of the demo and of its workers; all of them connect anew and go on, each by itself."""
+    server = await asyncpg.connect(postgres)
+    name = await pool.fetchval("SELECT current_database()")
+    try:
+        running = asyncio.create_task(demo.run(days=10))
+        for share in (0.1, 0.3, 0.5):
+
+            async def come_far_enough(share: float = share) -> bool:
+                # Each look needs a new connection: the pool's are cut too.
+                connection = await asyncpg.connect(database=name, dsn=postgres)
+                try:
+                    position = await connection.fetchval("SELECT coalesce(max(global_position), 0) FROM events")
+                finally:
+                    await connection.close()
+                return bool(position > share * 20_000) or running.done()
+
+            await wait_for(come_far_enough, timeout_s=60)
+            await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        assert await running, demo.said
+    finally:
+        await server.close()
+
+
 async def test_a_log_of_others_is_left_alone(demo: Demo, store: PostgresEventStore) -> None:
     await store.append("Order-1", "Order", [placed()], expected_version=0)
     with pytest.raises(IntegrityError, match="a database of its own"):

@@ -32,7 +32,7 @@ demo:            ## the flights demo: one month
 	@scripts/demo
 
 bench:           ## the benchmarks, into benchmarks/RESULTS.md
-	$(PY) -m benchmarks.run
+	@benchmarks/run
 
 .PHONY: help setup test unit lint format types lock demo bench
 .DEFAULT_GOAL := help

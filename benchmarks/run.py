@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run [--quick] [--runs N]`: measure, print a table, and write benchmarks/RESULTS.md."""
+"""`benchmarks/run [--quick] [--runs N]`: measure, print a table, and write benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 

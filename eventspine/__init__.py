@@ -5,6 +5,7 @@ from .consumers import Consumer, PostgresSink, Projection, Table, TableWriter, o
 from .relay import Relay
 from .schemas import (
     ConcurrencyError,
+    ConditionFailed,
     DecodeError,
     Event,
     EventIdTaken,
@@ -21,14 +22,28 @@ from .schemas import (
     UnknownEventType,
     load_event_types,
 )
-from .store import ANY, NO_STREAM, STREAM_EXISTS, EventStore, ExpectedVersion
+from .store import (
+    ANY,
+    NO_STREAM,
+    STREAM_EXISTS,
+    AppendCondition,
+    EventStore,
+    ExpectedVersion,
+    Query,
+    QueryItem,
+    Snapshot,
+    StreamAppend,
+    Subscription,
+)
 from .store.postgres import PostgresEventStore, migrate
 
 __all__ = [
     "ANY",
     "NO_STREAM",
     "STREAM_EXISTS",
+    "AppendCondition",
     "ConcurrencyError",
+    "ConditionFailed",
     "Consumer",
     "DecodeError",
     "Event",
@@ -45,9 +60,14 @@ __all__ = [
     "PostgresSink",
     "Projection",
     "ProjectionError",
+    "Query",
+    "QueryItem",
     "Relay",
     "SchemaError",
     "SettingsError",
+    "Snapshot",
+    "StreamAppend",
+    "Subscription",
     "Table",
     "TableWriter",
     "Unavailable",

@@ -3,6 +3,7 @@
 from .codec import Codec, Encoded, PinnedType, schema_id_of
 from .errors import (
     ConcurrencyError,
+    ConditionFailed,
     DecodeError,
     EventIdTaken,
     EventspineError,
@@ -22,6 +23,7 @@ from .event_type import EventType, load_event_types
 __all__ = [
     "Codec",
     "ConcurrencyError",
+    "ConditionFailed",
     "DecodeError",
     "Encoded",
     "Event",

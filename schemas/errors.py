@@ -4,6 +4,7 @@
     ├── InvalidEvent          refused before anything was written; the caller's data must change
     │   └── UnknownEventType  no schema is registered under that name (and version)
     ├── ConcurrencyError      the stream is not at the expected version: reload, decide again
+    │   └── ConditionFailed   an event that the append's condition forbids was recorded: read again, decide again
     ├── EventIdTaken          an event id is already recorded elsewhere or with other content
     ├── SchemaError           a schema that is invalid or contradicts a registered one
     ├── DecodeError           bytes that no known schema can read
@@ -24,6 +25,7 @@ from typing import Any
 
 __all__ = [
     "ConcurrencyError",
+    "ConditionFailed",
     "DecodeError",
     "EventIdTaken",
     "EventspineError",
@@ -76,6 +78,23 @@ class ConcurrencyError(EventspineError):
         self.stream_id = stream_id
         self.expected = expected
         self.actual = actual
+
+
+class ConditionFailed(ConcurrencyError):
+    """Report that an event that matches the append's condition was recorded after the position that it names.
+
+    Nothing was written. Attributes: `stream_id`, `after`, `position` (of the first such event; also `expected` and `actual`).
+    """
+
+    def __init__(self, stream_id: str, *, after: int, position: int) -> None:
+        EventspineError.__init__(
+            self,
+            f"append to {stream_id!r}: the event at position {position} matches the condition's query, and was recorded after "
+            f"position {after}; read the query again, decide again, and append after the last event that was read",
+        )
+        self.stream_id = stream_id
+        self.expected = self.after = after
+        self.actual = self.position = position
 
 
 class EventIdTaken(EventspineError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -13,10 +14,21 @@ from uuid_utils.compat import uuid7
 
 from .errors import InvalidEvent
 
-__all__ = ["Event", "StoredEvent", "category_of", "check_stream_id", "normalise_metadata", "rfc3339"]
+__all__ = [
+    "Event",
+    "StoredEvent",
+    "category_of",
+    "check_stream_id",
+    "check_tags",
+    "normalise_metadata",
+    "rfc3339",
+    "rfc3339_now",
+]
 
 _STREAM_ID = re.compile(r"(?P<category>[A-Za-z_][A-Za-z0-9_.]*)-(?P<id>[^\x00-\x1f\x7f]+)")
 _MAX_STREAM_ID_CHARS = 400
+_TAG = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_MAX_TAGS = 100
 _IDENTIFIERS = ("correlation_id", "causation_id", "user_id")
 
 
@@ -25,7 +37,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     To append one, give `event_type` and `data`; `event_id` is a new UUIDv7 unless given. `metadata` holds the
     envelope: `correlation_id`, `causation_id`, `user_id` (strings), `timestamp` (when it happened: an aware datetime or
-    an ISO 8601 string with offset; the time of the append unless given), and the user's own JSON values.
+    an ISO 8601 string with offset; the time of the append unless given), and the user's own JSON values. `tags` name what
+    the event is about beside its stream ("course:c1", "student:s9"), so that queries find it.
 
     `append` and every read return recorded copies, in which `stream_id`, `schema_version`, `version` (1, 2, … in
     the stream), `global_position` (1, 2, … in the log) and `created_at` (the database's clock) are set; before that they
@@ -36,6 +49,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: Mapping[str, Any]
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
     event_id: UUID = msgspec.field(default_factory=uuid7)
+    tags: tuple[str, ...] = ()
     stream_id: str = ""
     schema_version: int = 0
     version: int = 0
@@ -101,9 +115,9 @@ def check_stream_id(stream_id: str, stream_type: str) -> None:
             "id without control characters",
             stream_id=repr(stream_id) if not isinstance(stream_id, str) else stream_id,
         )
-    if match["category"] != stream_type:
+    if match[1] != stream_type:
         raise InvalidEvent(
-            f"the stream's type is {match['category']!r}, but stream_type={stream_type!r} was given",
+            f"the stream's type is {match[1]!r}, but stream_type={stream_type!r} was given",
             stream_id=stream_id,
         )
     if len(stream_id) > _MAX_STREAM_ID_CHARS:
@@ -112,6 +126,42 @@ def check_stream_id(stream_id: str, stream_type: str) -> None:
         stream_id.encode()
     except UnicodeEncodeError as error:
         raise InvalidEvent(f"the name is not valid Unicode ({error.reason})") from error
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return an event's tags as they are stored: sorted, each once.
+
+    Raises:
+        InvalidEvent: a tag is no text of 1 to 200 characters, or there are more than 100.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise InvalidEvent(f"tags is {type(tags).__name__}; give a tuple or list of texts, like ('course:c1',)")
+    given = list(tags)
+    for tag in given:
+        if not isinstance(tag, str) or _TAG.fullmatch(tag) is None:
+            raise InvalidEvent(f"the tag {tag!r} is no text of 1 to 200 characters without control characters")
+        try:
+            tag.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidEvent(f"the tag {tag!r} is not valid Unicode ({error.reason})") from error
+    distinct = tuple(sorted(set(given)))
+    if len(distinct) > _MAX_TAGS:
+        raise InvalidEvent(f"the event has {len(distinct)} tags; {_MAX_TAGS} is the limit")
+    return distinct
+
+
+_second = (0, "")
+
+
+def rfc3339_now() -> str:
+    """Return the present time like `rfc3339`, at a third of its cost: the text of a second is made once."""
+    global _second
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    at, text = _second
+    if at != seconds:
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = (seconds, text)
+    return f"{text}.{nanoseconds // 1000:06d}Z"
 
 
 def rfc3339(moment: datetime) -> str:

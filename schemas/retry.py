@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "wait_or_raise"]
 
 
 class Backoff:
@@ -50,3 +51,11 @@ class Backoff:
     def reset(self) -> None:
         self._failing_since = None
         self._failures = 0
+
+
+async def wait_or_raise(backoff: Backoff, error: Exception) -> None:
+    """Wait as long as the backoff says, or raise the error if it has lasted too long."""
+    delay_s = backoff.next_delay_s()
+    if delay_s is None:
+        raise error
+    await asyncio.sleep(delay_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from eventspine import Event, EventType
 
 
@@ -54,10 +56,12 @@ EVERYTHING = EventType.from_schema(
 EVENT_TYPES = [ORDER_PLACED, ORDER_PAID, ORDER_SHIPPED, ORDER_SHIPPED_V2, EVERYTHING]
 
 
-def placed(customer_id: str = "c1", total_cents: int = 100, *, event_id: UUID | None = None, **metadata: Any) -> Event:
+def placed(
+    customer_id: str = "c1", total_cents: int = 100, *, event_id: UUID | None = None, tags: tuple[str, ...] = (), **metadata: Any
+) -> Event:
     data = {"customer_id": customer_id, "total_cents": total_cents}
-    event = Event(event_type="OrderPlaced", data=data, metadata=metadata)
-    return event if event_id is None else Event(event_type="OrderPlaced", data=data, metadata=metadata, event_id=event_id)
+    event = Event(event_type="OrderPlaced", data=data, metadata=metadata, tags=tags)
+    return event if event_id is None else msgspec.structs.replace(event, event_id=event_id)
 
 
 def paid(amount_cents: int = 100, **metadata: Any) -> Event:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from ...schemas import Codec, ConcurrencyError, Event, EventIdTaken, InvalidEvent
+from ...schemas import Codec, ConcurrencyError, ConditionFailed, Event, EventIdTaken, InvalidEvent
 from ...schemas.codec import has_nul
-from ...schemas.event import check_stream_id, normalise_metadata
-from ..protocol import Expected, ExpectedVersion
+from ...schemas.event import check_stream_id, check_tags, normalise_metadata
+from ..protocol import Expected, ExpectedVersion, StreamAppend
+from ..query import AppendCondition, QueryItem
 
-__all__ = ["AppendRequest", "Outcome", "arguments", "cut_batch", "prepare", "recorded"]
+__all__ = ["AppendRequest", "Outcome", "Part", "arguments", "array_literal", "cut_batch", "item_arguments", "prepare", "recorded"]
 
 _json = msgspec.json.Encoder()
 _read_json = msgspec.json.Decoder()
@@ -24,27 +25,47 @@ _EXPECTED_CODES = {Expected.ANY: -1, Expected.STREAM_EXISTS: -2, Expected.NO_STR
 
 
 class EncodedEvent(NamedTuple):
-    """One event as the database takes it, and the copy that the caller will get."""
+    """One event as the database takes it, and as the caller will get it back."""
 
-    event: Event
+    event_id: UUID
+    event_type: str
+    schema_version: int
+    data: dict[str, Any]
     json: str
+    metadata: dict[str, Any]
     metadata_json: str
+    tags: tuple[str, ...]
     payload: bytes
 
 
+class Part(NamedTuple):
+    """What an append writes to one stream."""
+
+    stream_id: str
+    stream_type: str
+    expected: ExpectedVersion
+    encoded: tuple[EncodedEvent, ...]
+
+
 class AppendRequest:
-    """One call of append(), ready to be sent, and the future on which its caller waits."""
+    """One append, ready to be sent, and the future on which its caller waits."""
 
-    __slots__ = ("bytes", "done", "encoded", "expected", "ids", "stream_id", "stream_type")
+    __slots__ = ("bytes", "condition", "done", "events", "ids", "parts", "streams", "tags")
 
-    def __init__(self, stream_id: str, stream_type: str, expected: ExpectedVersion, encoded: list[EncodedEvent]) -> None:
-        self.stream_id = stream_id
-        self.stream_type = stream_type
-        self.expected = expected
-        self.encoded = encoded
-        self.ids = {each.event.event_id for each in encoded}
-        self.bytes = sum(len(each.payload) + len(each.json) + len(each.metadata_json) for each in encoded)
-        self.done: asyncio.Future[Outcome] | None = None
+    def __init__(self, parts: tuple[Part, ...], condition: AppendCondition | None = None) -> None:
+        self.parts = parts
+        self.condition = condition
+        self.done: asyncio.Future[Sequence[Outcome]] | None = None
+        if len(parts) == 1 and len(parts[0].encoded) == 1:  # most are like this
+            encoded: tuple[EncodedEvent, ...] = parts[0].encoded
+            self.streams = {parts[0].stream_id}
+        else:
+            encoded = tuple(each for part in parts for each in part.encoded)
+            self.streams = {part.stream_id for part in parts}
+        self.events = len(encoded)
+        self.ids = {each.event_id.int for each in encoded}
+        self.tags = {tag for each in encoded for tag in each.tags} if any(each.tags for each in encoded) else None
+        self.bytes = sum([len(each.payload) + len(each.json) + len(each.metadata_json) for each in encoded])
 
 
 class Outcome(NamedTuple):
@@ -58,10 +79,8 @@ class Outcome(NamedTuple):
 
 def prepare(
     codec: Codec,
-    stream_id: str,
-    stream_type: str,
-    events: Sequence[Event],
-    expected: ExpectedVersion,
+    appends: Sequence[StreamAppend],
+    condition: AppendCondition | None,
     *,
     now: str,
     max_event_bytes: int,
@@ -71,13 +90,26 @@ def prepare(
     Raises:
         InvalidEvent: what is wrong, with stream and event type.
     """
+    parts = tuple([_prepare_part(codec, append, now, max_event_bytes) for append in appends])
+    if condition is not None and not isinstance(condition, AppendCondition):
+        raise InvalidEvent(f"condition is {type(condition).__name__}; give an AppendCondition")
+    request = AppendRequest(parts, condition)
+    if len(request.ids) < request.events:
+        raise InvalidEvent("two events of this append have the same event_id", stream_id=parts[0].stream_id)
+    return request
+
+
+def _prepare_part(codec: Codec, append: StreamAppend, now: str, max_event_bytes: int) -> Part:
+    stream_id, stream_type, events, expected = append
     check_stream_id(stream_id, stream_type)
     if not isinstance(expected, Expected) and (type(expected) is not int or not 0 <= expected < 2**63):
         raise InvalidEvent(
             f"expected_version={expected!r}: give the stream's version (0 for a new stream), ANY, NO_STREAM or STREAM_EXISTS",
             stream_id=stream_id,
         )
-    if not isinstance(events, Sequence):  # an iterator could be consumed only once, and we may look twice
+    if type(events) is not list and not isinstance(
+        events, Sequence
+    ):  # an iterator could be consumed only once; we may look twice
         raise InvalidEvent(f"events are given as a list, not as {type(events).__name__}", stream_id=stream_id)
     if not events:
         raise InvalidEvent("an append needs at least one event", stream_id=stream_id)
@@ -88,123 +120,193 @@ def prepare(
         except InvalidEvent as refused:
             event_type = str(getattr(event, "event_type", ""))
             raise type(refused)(refused.reason, stream_id=stream_id, event_type=event_type) from refused.__cause__
-    request = AppendRequest(stream_id, stream_type, expected, encoded)
-    if len(request.ids) < len(encoded):
-        raise InvalidEvent("two events of this append have the same event_id", stream_id=stream_id)
-    return request
+    return Part(stream_id, stream_type, expected, tuple(encoded))
 
 
 def _encode(codec: Codec, stream_id: str, event: Event, now: str, max_event_bytes: int) -> EncodedEvent:
     if not isinstance(event, Event):
         raise InvalidEvent(f"events are eventspine.Event objects, not {type(event).__name__}")
+    event_id = event.event_id
     if event.stream_id and event.stream_id != stream_id:
         raise InvalidEvent(f"the event names the stream {event.stream_id!r} itself")
-    if not isinstance(event.event_id, UUID):
-        raise InvalidEvent(f"event_id is {type(event.event_id).__name__}; it must be a uuid.UUID")
+    if type(event_id) is not UUID and not isinstance(event_id, UUID):
+        raise InvalidEvent(f"event_id is {type(event_id).__name__}; it must be a uuid.UUID")
     if not isinstance(event.event_type, str) or type(event.schema_version) is not int:
         raise InvalidEvent("event_type is a string, and schema_version an integer")
-    if not isinstance(event.data, Mapping) or not isinstance(event.metadata, Mapping):
+    if not (type(event.data) is dict or isinstance(event.data, Mapping)) or not (
+        type(event.metadata) is dict or isinstance(event.metadata, Mapping)
+    ):
         raise InvalidEvent("data and metadata are mappings from field names to values")
     data = codec.encode(event.event_type, event.schema_version, event.data)
-    try:
-        metadata = _json.encode(normalise_metadata(event.metadata, now=now))
-        metadata_read_back: dict[str, Any] = _read_json.decode(metadata)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, InvalidEvent):
-            raise
-        raise InvalidEvent(f"metadata is not JSON: {error}") from error
-    if has_nul(metadata, metadata_read_back):
-        raise InvalidEvent("metadata contains a NUL character, which Postgres can't store")
-    size = len(data.payload) + len(metadata)
-    if size > max_event_bytes:
+    metadata: dict[str, Any]
+    if not event.metadata:
+        metadata, metadata_json = {"timestamp": now}, f'{{"timestamp":"{now}"}}'
+    else:
+        metadata, metadata_json = _encode_metadata(event.metadata, now)
+    size = len(data.payload) + len(metadata_json)
+    if size > max_event_bytes // 4 and (size := len(data.payload) + len(metadata_json.encode())) > max_event_bytes:
         raise InvalidEvent(
             f"the event has {size:,} bytes (encoded data and metadata); {max_event_bytes:,} is the limit: store large "
             "content elsewhere and append a reference to it"
         )
-    recorded_copy = Event(
-        event_type=event.event_type,
-        data=data.data,
-        metadata=metadata_read_back,
-        event_id=event.event_id,
-        stream_id=stream_id,
-        schema_version=data.schema_version,
+    tags = check_tags(event.tags) if event.tags != () else ()
+    return EncodedEvent(
+        event_id, event.event_type, data.schema_version, data.data, data.json, metadata, metadata_json, tags, data.payload
     )
-    return EncodedEvent(recorded_copy, data.json, metadata.decode(), data.payload)
 
 
-def cut_batch(waiting: deque[AppendRequest], *, max_events: int, max_bytes: int) -> list[AppendRequest]:
-    """Take from the front of the queue what goes together in one round trip; at least one request.
+def _encode_metadata(given: Mapping[str, Any], now: str) -> tuple[dict[str, Any], str]:
+    """Return the envelope as it will be read, and as JSON."""
+    try:
+        text = _json.encode(normalise_metadata(given, now=now))
+        metadata: dict[str, Any] = _read_json.decode(text)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, InvalidEvent):
+            raise
+        raise InvalidEvent(f"metadata is not JSON: {error}") from error
+    if has_nul(text, metadata):
+        raise InvalidEvent("metadata contains a NUL character, which Postgres can't store")
+    return metadata, text.decode()
 
-    Requests whose caller has gone are dropped. The batch ends before a request that shares an event id with one in it:
-    a retry of an append that is still waiting must find the first one recorded.
+
+def cut_batch(
+    waiting: deque[AppendRequest], *, max_events: int, max_bytes: int, busy: Set[str] = frozenset()
+) -> list[AppendRequest]:
+    """Take from the front of the queue what goes together in one round trip; [] if the first must wait.
+
+    Requests whose caller has gone are dropped. The batch ends before a request
+    - that writes to a stream in `busy`, those of the batches under way: appends to a stream keep their order;
+    - that shares an event id with one in the batch: a retry of an append that is still waiting must find it recorded;
+    - whose condition matches an event in the batch: it is checked against what is recorded.
     """
     batch: list[AppendRequest] = []
-    ids: set[UUID] = set()
+    ids: set[int] = set()
+    tags: set[str] = set()
     events = size = 0
     while waiting:
         request = waiting[0]
         if request.done is not None and request.done.done():
             waiting.popleft()
             continue
+        if busy and not busy.isdisjoint(request.streams):
+            break
         if batch and (
-            events + len(request.encoded) > max_events or size + request.bytes > max_bytes or not ids.isdisjoint(request.ids)
+            events + request.events > max_events
+            or size + request.bytes > max_bytes
+            or not ids.isdisjoint(request.ids)
+            or (request.condition is not None and _matches(request.condition, batch, tags))
         ):
             break
         batch.append(waiting.popleft())
         ids |= request.ids
-        events += len(request.encoded)
+        if request.tags is not None:
+            tags |= request.tags
+        events += request.events
         size += request.bytes
     return batch
 
 
-def arguments(batch: Sequence[AppendRequest]) -> tuple[list[Any], ...]:
-    """Lay out a batch as the parameters of append_events(), in their order."""
-    streams: dict[str, int] = {}
-    stream_types: list[str] = []
-    for request in batch:
-        if request.stream_id not in streams:
-            streams[request.stream_id] = len(streams) + 1
-            stream_types.append(request.stream_type)
-    encoded = [each for request in batch for each in request.encoded]
-    return (
-        list(streams),
-        stream_types,
-        [streams[request.stream_id] for request in batch],
-        [request.expected if isinstance(request.expected, int) else _EXPECTED_CODES[request.expected] for request in batch],
-        [len(request.encoded) for request in batch],
-        [number for number, request in enumerate(batch, 1) for _ in request.encoded],
-        [each.event.event_id for each in encoded],
-        [each.event.event_type for each in encoded],
-        [each.event.schema_version for each in encoded],
-        [each.json for each in encoded],
-        [each.metadata_json for each in encoded],
-        [each.payload for each in encoded],
+def _matches(condition: AppendCondition, batch: list[AppendRequest], tags: set[str]) -> bool:
+    """Tell whether a condition matches an event of the batch; `tags` are all tags in it, for a quick no."""
+    items = condition.query.items
+    if items and not any(tags.issuperset(item.tags) for item in items):
+        return False
+    return any(
+        condition.query.matches(_event(part.stream_id, each, 0, 0, None))
+        for request in batch
+        for part in request.parts
+        for each in part.encoded
     )
 
 
-def recorded(request: AppendRequest, outcome: Outcome) -> list[Event]:
-    """Return the recorded copies of an append that was written.
+def arguments(batch: Sequence[AppendRequest], *, hash_chain: bool) -> tuple[Any, ...]:
+    """Lay out a batch as the parameters of append_events(), in their order."""
+    parts = [part for request in batch for part in request.parts]
+    encoded = [each for part in parts for each in part.encoded]
+    streams: dict[str, int] = {}
+    part_stream = [streams.setdefault(part.stream_id, len(streams) + 1) for part in parts]
+    ids, event_types, schema_versions, _, data, _, metadata, tags, payloads = zip(*encoded, strict=True)
+    kinds: dict[tuple[str, int], int] = {}
+    event_kind = [kinds.setdefault(kind, len(kinds) + 1) for kind in zip(event_types, schema_versions, strict=True)]
+    conditions = [
+        (number, request.condition.after, item)
+        for number, request in enumerate(batch, 1)
+        if request.condition is not None
+        for item in request.condition.query.items or (QueryItem(),)
+    ]
+    one_each = len(parts) == len(encoded)
+    return (
+        list(streams),
+        [part.expected if type(part.expected) is int else _EXPECTED_CODES[part.expected] for part in parts],  # type: ignore[index]
+        None if len(parts) == len(batch) else [number for number, request in enumerate(batch, 1) for _ in request.parts],
+        None if len(streams) == len(parts) else part_stream,
+        None if one_each else [len(part.encoded) for part in parts],
+        [number for number, _, _ in conditions],
+        [after for _, after, _ in conditions],
+        *item_arguments([item for _, _, item in conditions]),
+        [event_type for event_type, _ in kinds],
+        [schema_version for _, schema_version in kinds],
+        None if len(kinds) == 1 else event_kind,
+        ids,
+        data,
+        metadata,
+        [array_literal(each) if each else None for each in tags] if any(tags) else None,
+        payloads,
+        hash_chain,
+    )
+
+
+def item_arguments(items: Sequence[QueryItem]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """Lay out query items as find_events() takes them: tags, event types, categories, correlations."""
+    return (
+        [array_literal(item.tags) for item in items],
+        [array_literal(item.event_types) for item in items],
+        [array_literal(item.categories) for item in items],
+        [item.correlation_id for item in items],
+    )
+
+
+def array_literal(texts: Sequence[str]) -> str:
+    """Write texts as a Postgres array literal, for arrays of arrays of different lengths."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
+
+
+def recorded(request: AppendRequest, outcomes: Sequence[Outcome]) -> list[list[Event]]:
+    """Return the recorded copies of an append that was written, part by part.
 
     Raises:
-        ConcurrencyError, EventIdTaken: it was not.
+        ConcurrencyError, ConditionFailed, EventIdTaken: it was not.
     """
-    if outcome.outcome == "conflict":
-        raise ConcurrencyError(request.stream_id, expected=request.expected, actual=outcome.version or 0)
-    if outcome.outcome == "taken":
-        raise EventIdTaken(request.stream_id, event_ids=sorted(map(str, request.ids)))
-    assert outcome.version is not None
-    assert outcome.position is not None
-    return [
-        Event(
-            event_type=each.event.event_type,
-            data=each.event.data,
-            metadata=each.event.metadata,
-            event_id=each.event.event_id,
-            stream_id=each.event.stream_id,
-            schema_version=each.event.schema_version,
-            version=outcome.version + n,
-            global_position=outcome.position + n,
-            created_at=outcome.created_at,
-        )
-        for n, each in enumerate(request.encoded)
-    ]
+    copies = []
+    for part, outcome in zip(request.parts, outcomes, strict=True):
+        kind, version, position, created_at = outcome
+        if kind == "appended":
+            assert version is not None
+            assert position is not None
+            copies.append(
+                [_event(part.stream_id, each, version + n, position + n, created_at) for n, each in enumerate(part.encoded)]
+            )
+        elif kind == "conflict":
+            raise ConcurrencyError(part.stream_id, expected=part.expected, actual=version or 0)
+        elif kind == "unmet":
+            assert request.condition is not None
+            raise ConditionFailed(part.stream_id, after=request.condition.after, position=position or 0)
+        elif kind == "taken":
+            raise EventIdTaken(part.stream_id, event_ids=sorted(str(each.event_id) for each in part.encoded))
+    return copies
+
+
+def _event(stream_id: str, each: EncodedEvent, version: int, position: int, created_at: datetime | None) -> Event:
+    return Event(
+        event_type=each.event_type,
+        data=each.data,
+        metadata=each.metadata,
+        event_id=each.event_id,
+        tags=each.tags,
+        stream_id=stream_id,
+        schema_version=each.schema_version,
+        version=version,
+        global_position=position,
+        created_at=created_at,
+    )

@@ -12,6 +12,7 @@ __all__ = ["migrate"]
 
 _PACKAGE = "eventspine.store.postgres"
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
+FUNCTIONS = ("event_digest", "link_events", "find_events", "find_events_backwards", "append_events")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 0)"
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS eventspine_migrations (
@@ -65,6 +66,7 @@ async def migrate(connection: Connection, *, only_if_empty: bool = False) -> lis
             applied = [version for version in steps if version > at]
             for version in applied:
                 await connection.execute(steps[version])
-        await connection.execute(load_sql(_PACKAGE, "append_events"))
+        for function in FUNCTIONS:
+            await connection.execute(load_sql(_PACKAGE, f"functions/{function}"))
         await connection.executemany("INSERT INTO eventspine_migrations (version) VALUES ($1)", [(v,) for v in applied])
     return applied

@@ -14,10 +14,36 @@ CREATE TABLE events (
     metadata        jsonb       NOT NULL,  -- correlation_id, causation_id, user_id, timestamp, and the user's own
     payload         bytea       NOT NULL,  -- the truth: Avro in the Confluent wire format, as Kafka gets it
     created_at      timestamptz NOT NULL,  -- never falls along the log
+    tags            text[],                -- sorted, each once; NULL = none
     CONSTRAINT events_pkey PRIMARY KEY (global_position),
     CONSTRAINT events_id_key UNIQUE (id),
     CONSTRAINT events_stream_version_key UNIQUE (stream_id, version),
     CONSTRAINT events_places_check CHECK (global_position >= 1 AND version >= 1)
+);
+
+-- One index for each way to filter the log; each ends in the position, so that a filtered read goes on where it stopped.
+CREATE INDEX events_category_idx ON events (stream_type, global_position);
+CREATE INDEX events_type_idx ON events (event_type, global_position);
+CREATE INDEX events_correlation_idx ON events ((metadata ->> 'correlation_id'), global_position)
+    WHERE metadata ->> 'correlation_id' IS NOT NULL;
+
+-- The tags of events, by tag: events that have none cost nothing here. The type saves the look into `events`.
+CREATE TABLE event_tags (
+    tag             text   NOT NULL,
+    global_position bigint NOT NULL,
+    event_type      text   NOT NULL,
+    CONSTRAINT event_tags_pkey PRIMARY KEY (tag, global_position) INCLUDE (event_type)
+);
+
+-- The hash chain: one link for each batch of events, which commits to its events, to the link before, and to one further
+-- back, so that a proof for one event takes few links. See link_events().
+CREATE TABLE links (
+    number        bigint NOT NULL,         -- 1, 2, …
+    last_position bigint NOT NULL,         -- of the batch; it begins after the last position of the link before
+    leaves        bytea  NOT NULL,         -- event_digest() of each event, 32 bytes each, in order
+    digest        bytea  NOT NULL,         -- SHA-256 of number, last position, both earlier digests, and SHA-256 of the leaves
+    CONSTRAINT links_pkey PRIMARY KEY (number),
+    CONSTRAINT links_last_position_key UNIQUE (last_position)
 );
 
 -- Avro schemas. An id is given once and means the same bytes for ever.
@@ -56,6 +82,7 @@ CREATE TABLE snapshots (
     snapshot_data jsonb       NOT NULL,
     version       bigint      NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT now(),
+    schema_version integer    NOT NULL DEFAULT 1,  -- of the state's shape; one of another shape is ignored
     CONSTRAINT snapshots_pkey PRIMARY KEY (stream_id)
 );
 
@@ -75,6 +102,12 @@ BEGIN
 END $$;
 
 CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER event_tags_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON event_tags
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER links_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON links
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 CREATE TRIGGER schemas_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON schemas

@@ -1,39 +1,55 @@
-"""PostgresEventStore: appends that share round trips, reads, and a live subscription."""
+"""PostgresEventStore: appends that share round trips, reads, subscriptions, checkpoints and snapshots."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, cast
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from ...schemas import Codec, Event, EventType, Unavailable, UnknownEventType
-from ...schemas.codec import UnknownSchemaId
-from ...schemas.event import rfc3339
+from ...schemas import (
+    Event,
+    EventspineError,
+    EventType,
+    Fenced,
+    InvalidEvent,
+    Unavailable,
+    UnknownEventType,
+)
+from ...schemas.codec import Codec, UnknownSchemaId
+from ...schemas.event import rfc3339_now
 from ...schemas.pins import load_pinned_types, register_event_types
-from ...schemas.postgres import load_sql, translated
-from ...schemas.retry import Backoff
-from ..protocol import ExpectedVersion
-from .batch import AppendRequest, Outcome, arguments, cut_batch, prepare, recorded
+from ...schemas.postgres import Connection, load_sql, translated
+from ...schemas.retry import Backoff, wait_or_raise
+from ..protocol import ExpectedVersion, Snapshot, StreamAppend
+from ..query import AppendCondition, Query, QueryItem
+from .appender import Appender
+from .batch import AppendRequest, Outcome, arguments, item_arguments, prepare, recorded
 from .log import PostgresLog
+from .subscription import Following, PostgresSubscription
 
 __all__ = ["PostgresEventStore"]
-
-logger = logging.getLogger(__name__)
 
 _SQL = "eventspine.store.postgres"
 _APPEND = load_sql(_SQL, "sql/append_batch")
 _READ_STREAM = load_sql(_SQL, "sql/read_stream")
+_READ_STREAM_BACKWARDS = load_sql(_SQL, "sql/read_stream_backwards")
 _READ_ALL = load_sql(_SQL, "sql/read_all")
+_READ_QUERY = load_sql(_SQL, "sql/read_query")
+_READ_QUERY_BACKWARDS = load_sql(_SQL, "sql/read_query_backwards")
+_READ_EVENT = load_sql(_SQL, "sql/read_event")
 _LOAD_CHECKPOINT = load_sql(_SQL, "sql/load_checkpoint")
 _SAVE_CHECKPOINT = load_sql(_SQL, "sql/save_checkpoint")
+_ADVANCE_CHECKPOINT = load_sql(_SQL, "sql/advance_checkpoint")
+_LOAD_SNAPSHOT = load_sql(_SQL, "sql/load_snapshot")
+_SAVE_SNAPSHOT = load_sql(_SQL, "sql/save_snapshot")
+_GUARD = load_sql(_SQL, "sql/guard_transaction")
 
+_END = 2**63 - 1
 _read_json = msgspec.json.Decoder()
+_write_json = msgspec.json.Encoder()
 
 
 class PostgresEventStore:
@@ -43,7 +59,9 @@ class PostgresEventStore:
     One store per process is best: appends that are called at the same time share round trips only within one.
 
     Options: `max_event_bytes` bounds encoded data plus metadata of one event. `max_batch_events` and `max_batch_bytes`
-    bound what goes in one round trip. `retry_s` is how long an append or read tries again while Postgres is away.
+    bound what goes in one round trip, `max_waiting_bytes` what waits for one: beyond it `append` waits before it queues.
+    `max_in_flight` is how many batches can be under way. `retry_s` is how long an append or read tries again while Postgres is
+    away. `hash_chain` adds each batch to the hash chain as it is recorded; without it, `eventspine audit seal` does so later.
     """
 
     def __init__(
@@ -51,19 +69,28 @@ class PostgresEventStore:
         pool: asyncpg.Pool,
         *,
         max_event_bytes: int = 1_000_000,
-        max_batch_events: int = 512,
+        max_batch_events: int = 256,
         max_batch_bytes: int = 8_000_000,
+        max_waiting_bytes: int = 64_000_000,
+        max_in_flight: int = 2,
         retry_s: float = 30.0,
+        hash_chain: bool = True,
     ) -> None:
         self.log = PostgresLog(pool)
         self._pool = pool
         self._codec = Codec()
         self._max_event_bytes = max_event_bytes
-        self._max_batch_events = max_batch_events
-        self._max_batch_bytes = max_batch_bytes
         self._retry_s = retry_s
-        self._waiting: deque[AppendRequest] = deque()
-        self._sender: asyncio.Task[None] | None = None
+        self._hash_chain = hash_chain
+        self._appender = Appender(
+            pool,
+            max_batch_events=max_batch_events,
+            max_batch_bytes=max_batch_bytes,
+            max_waiting_bytes=max_waiting_bytes,
+            max_in_flight=max_in_flight,
+            hash_chain=hash_chain,
+            retry_s=retry_s,
+        )
 
     async def register(self, event_types: Sequence[EventType]) -> None:
         """Register event types, all or none; each keeps its schema id for ever. Doing it again changes nothing.
@@ -74,132 +101,211 @@ class PostgresEventStore:
         self._codec.add(await register_event_types(self._pool, event_types))
 
     async def append(
-        self, stream_id: str, stream_type: str, events: Sequence[Event], expected_version: ExpectedVersion
+        self,
+        stream_id: str,
+        stream_type: str,
+        events: Sequence[Event],
+        expected_version: ExpectedVersion,
+        *,
+        condition: AppendCondition | None = None,
+        connection: Connection | None = None,
     ) -> list[Event]:
         """Append events to one stream; see `EventStore.append`.
 
         Calls made while a round trip is under way go together in the next one. A lost connection is retried for `retry_s`
         seconds; the event ids make that safe. Cancelling leaves the append undone if it was still waiting, else unknown.
-        """
-        request = await self._prepare(stream_id, stream_type, events, expected_version)
-        request.done = asyncio.get_running_loop().create_future()
-        self._waiting.append(request)
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_waiting(), name="eventspine-append")
-        outcome = await request.done
-        if outcome.outcome == "duplicate":
-            assert outcome.version is not None
-            return await self.read_stream(stream_id, outcome.version, len(request.encoded))
-        return recorded(request, outcome)
 
-    async def read_stream(self, stream_id: str, from_version: int = 0, limit: int | None = None) -> list[Event]:
-        """Return a stream's events with `version >= from_version`, in order."""
-        return await self._read(_READ_STREAM, stream_id, from_version, limit)
+        With `connection`, the append is part of the transaction that is open on it: events and the caller's rows are recorded
+        together or not at all. Nobody else can append until it ends, so append last, then commit. Such an append is not retried.
+
+        Raises (beside `EventStore.append`):
+            EventspineError: the connection has no open transaction, or one that is not READ COMMITTED.
+            Unavailable: with `connection`, also a lock that was not free in 10 s, or a deadlock: do the transaction over.
+        """
+        [copies] = await self._append([StreamAppend(stream_id, stream_type, events, expected_version)], condition, connection)
+        return copies
+
+    async def append_streams(
+        self,
+        appends: Sequence[StreamAppend],
+        *,
+        condition: AppendCondition | None = None,
+        connection: Connection | None = None,
+    ) -> list[list[Event]]:
+        """Append to several streams, all or none; see `EventStore.append_streams`, and `append` for `connection`."""
+        if not isinstance(appends, Sequence) or not appends or not all(isinstance(each, StreamAppend) for each in appends):
+            raise InvalidEvent("append_streams takes a list of StreamAppend(stream_id, stream_type, events, expected_version)")
+        repeated = {each.stream_id for n, each in enumerate(appends) if each.stream_id in {one.stream_id for one in appends[:n]}}
+        if repeated:
+            raise InvalidEvent(
+                "the stream is named twice; give its events in one StreamAppend", stream_id=min(map(str, repeated))
+            )
+        return await self._append(appends, condition, connection)
+
+    async def read_stream(
+        self,
+        stream_id: str,
+        from_version: int = 0,
+        limit: int | None = None,
+        *,
+        to_version: int | None = None,
+        backwards: bool = False,
+    ) -> list[Event]:
+        """Return a stream's events with `from_version <= version <= to_version`, in order, or the last first."""
+        statement = _READ_STREAM_BACKWARDS if backwards else _READ_STREAM
+        return await self._read(statement, stream_id, from_version, _END if to_version is None else to_version, limit)
+
+    async def iterate_stream(
+        self,
+        stream_id: str,
+        from_version: int = 0,
+        *,
+        to_version: int | None = None,
+        backwards: bool = False,
+        batch_size: int = 500,
+    ) -> AsyncIterator[Event]:
+        """Yield what `read_stream` returns, with at most `batch_size` events in memory."""
+        first, last = from_version, _END if to_version is None else to_version
+        while first <= last:
+            events = await self.read_stream(stream_id, first, batch_size, to_version=last, backwards=backwards)
+            for event in events:
+                yield event
+            if len(events) < batch_size:
+                return
+            first, last = (first, events[-1].version - 1) if backwards else (events[-1].version + 1, last)
 
     async def read_all(self, from_position: int = 0, limit: int = 1000) -> list[Event]:
         """Return at most `limit` events of the log with `global_position > from_position`, in order."""
-        return await self._read(_READ_ALL, from_position, min(from_position + limit, 2**63 - 1))
+        return await self._read(_READ_ALL, from_position, min(from_position + limit, _END))
+
+    async def read(
+        self,
+        query: Query,
+        *,
+        from_position: int = 0,
+        to_position: int | None = None,
+        limit: int | None = None,
+        backwards: bool = False,
+    ) -> list[Event]:
+        """Return the events that match, with `from_position < global_position <= to_position`, in order, or the last first."""
+        return await self._read(*_query(query, from_position, to_position, limit, backwards=backwards))
+
+    async def read_event(self, event_id: UUID) -> Event | None:
+        """Return the event with this id, None if there is none."""
+        return next(iter(await self._read(_READ_EVENT, event_id)), None)
 
     async def last_position(self) -> int:
         """Return the global position of the last event, 0 for an empty log."""
         return await self.log.last_position()
 
-    async def subscribe(self, *, from_position: int = 0, batch_size: int = 1000, poll_s: float = 1.0) -> AsyncIterator[Event]:
+    def subscribe(
+        self,
+        *,
+        query: Query | None = None,
+        from_position: int = 0,
+        batch_size: int = 1000,
+        poll_s: float = 1.0,
+        on_caught_up: Callable[[], None] = lambda: None,
+    ) -> PostgresSubscription:
         """Yield the log after `from_position`, then new events as they come; see `EventStore.subscribe`.
 
-        `poll_s` bounds the delay when a notification is lost. While Postgres is away the subscription waits; it raises
-        `Unavailable` only after `retry_s` seconds without success.
+        `poll_s` bounds the delay when a notification is lost. `on_caught_up` is called whenever the end of the log is reached
+        after not having been there. While Postgres is away the subscription waits; it raises `Unavailable` only after `retry_s`
+        seconds without success.
         """
-        backoff = Backoff(give_up_after_s=self._retry_s)
-        from_position = max(from_position, 0)
-        while True:
-            try:
-                async with self.log.listen() as signal:
-                    while True:
-                        events = await self._read_once(_READ_ALL, from_position, from_position + batch_size)
-                        if backoff.failing:
-                            logger.info("subscription goes on", extra={"from_position": from_position})
-                            backoff.reset()
-                        for event in events:
-                            yield event
-                            from_position = event.global_position
-                        if not events:
-                            await signal.wait(poll_s)
-            except Unavailable as error:
-                if not backoff.failing:
-                    logger.warning("subscription waits for Postgres: %s", error, extra={"from_position": from_position})
-                await _wait(backoff, error)
+
+        async def read(after: int) -> Following:
+            return await self._read_following(query, after, batch_size)
+
+        return PostgresSubscription(
+            self.log, read, from_position=from_position, poll_s=poll_s, retry_s=self._retry_s, on_caught_up=on_caught_up
+        )
 
     async def load_checkpoint(self, subscription_id: str) -> int:
         """Return the position saved under this name, 0 if none was."""
         async with translated():
             return await self._pool.fetchval(_LOAD_CHECKPOINT, subscription_id) or 0
 
-    async def save_checkpoint(self, subscription_id: str, last_position: int) -> None:
-        """Save how far a subscription has come; a lower position than the saved one is ignored."""
-        async with translated():
-            await self._pool.execute(_SAVE_CHECKPOINT, subscription_id, last_position)
+    async def save_checkpoint(self, subscription_id: str, last_position: int, *, connection: Connection | None = None) -> None:
+        """Save how far a subscription has come; a lower position than the saved one is ignored.
 
-    async def _prepare(
-        self, stream_id: str, stream_type: str, events: Sequence[Event], expected: ExpectedVersion
-    ) -> AppendRequest:
-        now = rfc3339(datetime.now(UTC))
+        With `connection`, it is saved with the transaction that is open on it, together with what the caller wrote for those
+        events: each event then has its effect once, however often the subscription is restarted.
+
+        Raises:
+            Fenced: with `connection`: the checkpoint is there or further already, by another process with this subscription. Roll
+                back: the effects are recorded.
+        """
+        async with translated():
+            if connection is None:
+                await self._pool.execute(_SAVE_CHECKPOINT, subscription_id, last_position)
+                return
+            _check_transaction(connection)
+            advanced = await connection.fetchval(_ADVANCE_CHECKPOINT, subscription_id, last_position)
+        if advanced is None:
+            raise Fenced(
+                f"subscription {subscription_id!r} is at position {last_position} or beyond already: another process runs it; "
+                "roll back, and load the checkpoint again"
+            )
+
+    async def load_snapshot(self, stream_id: str, *, schema_version: int = 1) -> Snapshot | None:
+        """Return the last snapshot of a stream's state, None if there is none of this schema version."""
+        async with translated():
+            row = await self._pool.fetchrow(_LOAD_SNAPSHOT, stream_id, schema_version)
+        if row is None:
+            return None
+        version, schema_version, state, created_at = row
+        return Snapshot(stream_id, version, schema_version, _read_json.decode(state), created_at)
+
+    async def save_snapshot(
+        self, stream_id: str, stream_type: str, state: Mapping[str, Any], *, version: int, schema_version: int = 1
+    ) -> None:
+        """Save a stream's state at a version; see `EventStore.save_snapshot`.
+
+        Raises:
+            InvalidEvent: the state is not JSON.
+        """
         try:
-            return prepare(self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes)
+            text = _write_json.encode(state).decode()
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidEvent(f"the snapshot is not JSON: {error}", stream_id=stream_id) from error
+        async with translated():
+            await self._pool.execute(_SAVE_SNAPSHOT, stream_id, stream_type, text, version, schema_version)
+
+    async def _append(
+        self, appends: Sequence[StreamAppend], condition: AppendCondition | None, connection: Connection | None
+    ) -> list[list[Event]]:
+        now = rfc3339_now()
+        try:
+            request = prepare(self._codec, appends, condition, now=now, max_event_bytes=self._max_event_bytes)
         except UnknownEventType:  # somebody else may have registered it since we looked
             self._codec.add(await load_pinned_types(self._pool))
-            return prepare(self._codec, stream_id, stream_type, events, expected, now=now, max_event_bytes=self._max_event_bytes)
-
-    async def _send_waiting(self) -> None:
-        """Send batch after batch until nobody waits. Every request taken gets an outcome or an error."""
-        try:
-            while batch := cut_batch(self._waiting, max_events=self._max_batch_events, max_bytes=self._max_batch_bytes):
-                await self._send(batch)
-        except asyncio.CancelledError:  # the loop is closing
-            for request in self._waiting:
-                _pending(request).cancel()
-            raise
-        finally:
-            self._sender = None
-
-    async def _send(self, batch: list[AppendRequest]) -> None:
-        try:
-            outcomes = await self._append_with_retry(batch)
-        except asyncio.CancelledError:
-            for request in batch:
-                _pending(request).cancel()
-            raise
-        except Exception as error:
-            if len(batch) > 1 and not isinstance(error, Unavailable):
-                # Postgres refuses something in this batch; send each alone, so that the others pass.
-                for number, request in enumerate(batch):
-                    try:
-                        await self._send([request])
-                    except asyncio.CancelledError:
-                        for waiting in batch[number:]:
-                            _pending(waiting).cancel()
-                        raise
-                return
-            for request in batch:
-                if not _pending(request).done():
-                    _pending(request).set_exception(error)
+            request = prepare(self._codec, appends, condition, now=now, max_event_bytes=self._max_event_bytes)
+        if connection is None:
+            outcomes = await self._appender.send(request)
         else:
-            for request, outcome in zip(batch, outcomes, strict=True):
-                if not _pending(request).done():
-                    _pending(request).set_result(outcome)
+            outcomes = await self._append_within(connection, request)
+        if outcomes[0][0] == "duplicate":
+            return [
+                await self._read_recorded(part.stream_id, outcome[1] or 0, len(part.encoded), connection)
+                for part, outcome in zip(request.parts, outcomes, strict=True)
+            ]
+        return recorded(request, outcomes)
 
-    async def _append_with_retry(self, batch: list[AppendRequest]) -> list[Outcome]:
-        backoff = Backoff(give_up_after_s=self._retry_s)
-        parameters = arguments(batch)
-        while True:
-            try:
-                async with translated():
-                    rows = await self._pool.fetch(_APPEND, *parameters)
-                return [Outcome(*row) for row in rows]
-            except Unavailable as error:
-                if not backoff.failing:
-                    logger.warning("append waits for Postgres: %s", error, extra={"appends": len(batch)})
-                await _wait(backoff, error)
+    async def _append_within(self, connection: Connection, request: AppendRequest) -> Sequence[Outcome]:
+        _check_transaction(connection)
+        async with translated():
+            await connection.execute(_GUARD)
+            parameters = arguments([request], hash_chain=self._hash_chain)
+            return cast(Sequence[Outcome], await connection.fetch(_APPEND, *parameters))
+
+    async def _read_recorded(self, stream_id: str, version: int, count: int, connection: Connection | None) -> list[Event]:
+        """Read the originals of a repeated append; in the caller's transaction, which may have recorded them itself."""
+        parameters = (stream_id, version, version + count - 1, None)
+        if connection is None:
+            return await self._read(_READ_STREAM, *parameters)
+        async with translated():
+            return await self._events(await connection.fetch(_READ_STREAM, *parameters))
 
     async def _read(self, statement: str, *parameters: Any) -> list[Event]:
         backoff = Backoff(give_up_after_s=self._retry_s)
@@ -207,49 +313,59 @@ class PostgresEventStore:
             try:
                 return await self._read_once(statement, *parameters)
             except Unavailable as error:
-                await _wait(backoff, error)
+                await wait_or_raise(backoff, error)
 
     async def _read_once(self, statement: str, *parameters: Any) -> list[Event]:
         async with translated():
             rows = await self._pool.fetch(statement, *parameters)
+        return await self._events(rows)
+
+    async def _read_following(self, query: Query | None, after: int, batch_size: int) -> Following:
+        """Return what comes behind a position: the next events that match, at most `batch_size`."""
+        if query is None or not query.items:
+            events = await self._read_once(_READ_ALL, after, min(after + batch_size, _END))
+            return Following(events, events[-1].global_position if events else after, len(events) == batch_size)
+        end = await self.last_position()  # events become visible in order: up to here, what is not there will never be
+        events = await self._read_once(*_query(query, after, end, batch_size)) if end > after else []
+        full = len(events) == batch_size
+        return Following(events, events[-1].global_position if full else max(after, end), full)
+
+    async def _events(self, rows: Sequence[asyncpg.Record]) -> list[Event]:
         try:
-            return [self._event(*row) for row in rows]
+            return _decode(self._codec, rows)
         except UnknownSchemaId:
             self._codec.add(await load_pinned_types(self._pool))
-            return [self._event(*row) for row in rows]
+            return _decode(self._codec, rows)
 
-    def _event(
-        self,
-        global_position: int,
-        event_id: Any,
-        stream_id: str,
-        event_type: str,
-        version: int,
-        schema_version: int,
-        metadata: str,
-        payload: bytes,
-        created_at: datetime,
-    ) -> Event:
-        return Event(
+
+def _decode(codec: Codec, rows: Sequence[asyncpg.Record]) -> list[Event]:
+    decode, read_json = codec.decode, _read_json.decode
+    return [
+        Event(
             event_type=event_type,
-            data=self._codec.decode(payload),
-            metadata=_read_json.decode(metadata),
+            data=decode(payload),
+            metadata=read_json(metadata),
             event_id=event_id,
+            tags=tuple(tags) if tags else (),
             stream_id=stream_id,
             schema_version=schema_version,
             version=version,
-            global_position=global_position,
+            global_position=position,
             created_at=created_at,
         )
+        for position, event_id, stream_id, event_type, version, schema_version, metadata, tags, payload, created_at in rows
+    ]
 
 
-def _pending(request: AppendRequest) -> asyncio.Future[Outcome]:
-    assert request.done is not None
-    return request.done
+def _query(query: Query, after: int, until: int | None, limit: int | None, *, backwards: bool = False) -> tuple[Any, ...]:
+    """Return the statement that reads a query, and its parameters."""
+    if not isinstance(query, Query):
+        raise InvalidEvent(f"a query is made by Query(QueryItem(…), …), not {type(query).__name__}")
+    items = item_arguments(query.items or (QueryItem(),))
+    statement = _READ_QUERY_BACKWARDS if backwards else _READ_QUERY
+    return statement, *items, after, _END if until is None else until, _END if limit is None else limit
 
 
-async def _wait(backoff: Backoff, error: Unavailable) -> None:
-    delay_s = backoff.next_delay_s()
-    if delay_s is None:
-        raise error
-    await asyncio.sleep(delay_s)
+def _check_transaction(connection: Connection) -> None:
+    if not connection.is_in_transaction():
+        raise EventspineError("the connection has no open transaction: `async with connection.transaction():` begins one")

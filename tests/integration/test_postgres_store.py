@@ -8,7 +8,6 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,19 +17,14 @@ import pytest
 
 import eventspine
 from eventspine import ANY, ConcurrencyError, Event, EventspineError, PostgresEventStore, SettingsError, Unavailable, migrate
-from eventspine.schemas import Codec
-from eventspine.schemas.event import rfc3339
-from eventspine.schemas.pins import load_pinned_types
 from eventspine.schemas.postgres import load_sql
-from eventspine.store.postgres.batch import Outcome, arguments, prepare, recorded
-from eventspine.store.postgres.migrate import migrations
+from eventspine.store.postgres.migrate import FUNCTIONS, migrations
 from tests.conftest import dsn_of
 from tests.event_types import EVENT_TYPES, paid, placed
 from tests.oracle import check_acked, check_log
 from tests.waiting import wait_for
 
 STORE = "eventspine.store.postgres"
-APPEND = load_sql(STORE, "sql/append_batch")
 
 
 @asynccontextmanager
@@ -52,27 +46,22 @@ async def kill_backends(dsn: str) -> int:
 
 
 class Appender:
-    """Appends in the caller's own transaction, as the store's SQL function allows."""
+    """Appends in the caller's own transaction."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-
-    @classmethod
-    async def on(cls, pool: asyncpg.Pool) -> Appender:
-        codec = Codec()
-        codec.add(await load_pinned_types(pool))
-        return cls(codec)
+    def __init__(self, store: PostgresEventStore) -> None:
+        self._store = store
 
     async def append(self, connection: Any, stream_id: str, *events: Event, expected: Any = ANY) -> list[Event]:
-        now = rfc3339(datetime.now(UTC))
-        request = prepare(self._codec, stream_id, stream_id.partition("-")[0], events, expected, now=now, max_event_bytes=10**6)
-        [row] = await connection.fetch(APPEND, *arguments([request]))
-        return recorded(request, Outcome(*row))
+        category = stream_id.partition("-")[0]
+        if connection.is_in_transaction():
+            return await self._store.append(stream_id, category, events, expected, connection=connection)
+        async with connection.transaction():
+            return await self._store.append(stream_id, category, events, expected, connection=connection)
 
 
 @pytest.fixture
-async def appender(store: PostgresEventStore, pool: asyncpg.Pool) -> Appender:
-    return await Appender.on(pool)
+async def appender(store: PostgresEventStore) -> Appender:
+    return Appender(store)
 
 
 # Migrations
@@ -152,7 +141,8 @@ async def test_old_databases_get_where_new_ones_begin(database: str, empty_datab
     async with connected(database) as new, connected(empty_database) as old:
         for statements in migrations().values():
             await old.execute(statements)
-        await old.execute(load_sql(STORE, "append_events"))
+        for function in FUNCTIONS:
+            await old.execute(load_sql(STORE, f"functions/{function}"))
         new_catalog, old_catalog = await catalog(new), await catalog(old)
     for what, rows in new_catalog.items():
         ours = [row for row in rows if not row[0].startswith("eventspine_migrations")]
@@ -196,7 +186,7 @@ async def test_history_is_never_changed(store: PostgresEventStore, pool: asyncpg
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_snapshot_isolation_is_refused(appender: Appender, pool: asyncpg.Pool, isolation: Any) -> None:
     async with pool.acquire() as connection:
-        with pytest.raises(asyncpg.ActiveSQLTransactionError, match="needs READ COMMITTED"):
+        with pytest.raises(EventspineError, match="needs READ COMMITTED"):
             async with connection.transaction(isolation=isolation):
                 await appender.append(connection, "Order-1", placed())
     assert await check_log(pool) == 0
@@ -280,8 +270,10 @@ async def test_reads_use_their_indexes(store: PostgresEventStore, pool: asyncpg.
     await fill(store)
     await pool.execute("INSERT INTO subscription_checkpoints SELECT 's' || n, n FROM generate_series(1, 3000) n")
     statements = [
-        ("sql/read_stream", "'Order-7', 3, NULL", "events_stream_version_key", "events"),
-        ("sql/read_stream", "'Order-7', 0, 10", "events_stream_version_key", "events"),
+        ("sql/read_stream", "'Order-7', 3, 99, NULL", "events_stream_version_key", "events"),
+        ("sql/read_stream", "'Order-7', 0, 99, 10", "events_stream_version_key", "events"),
+        ("sql/read_stream_backwards", "'Order-7', 0, 99, 10", "events_stream_version_key", "events"),
+        ("sql/read_event", "'00000000-0000-0000-0000-000000000001'", "events_id_key", "events"),
         ("sql/read_all", "1500, 1510", "events_pkey", "events"),
         ("sql/read_stored", "1500, 1510, 100000", "events_pkey", "events"),
         ("sql/last_position", "", "events_pkey", "events"),
@@ -306,7 +298,8 @@ async def test_an_append_uses_its_indexes_however_the_log_grew(
     def on_log(_: object, message: Any) -> None:
         if "plan:" in message.message:
             found = json.loads(message.message.partition("plan:")[2])
-            plans.append((found["Query Text"], found["Plan"]))
+            if "A stream's events" not in found["Query Text"]:  # how a retry's originals are read is no part of the append
+                plans.append((found["Query Text"], found["Plan"]))
 
     async with pool.acquire() as connection:
         for n in range(20):  # of each statement the first five plans are custom ones, the later ones are kept
@@ -329,7 +322,7 @@ async def test_an_append_uses_its_indexes_however_the_log_grew(
         "ORDER BY e.global_position DESC",
         "ORDER BY e.version DESC",
         "SELECT EXISTS",
-        "count(e.id) AS found",
+        "SELECT count(e.id)",
         "INSERT",
     ):
         assert part in seen
@@ -459,7 +452,9 @@ async def test_the_log_stays_dense_whatever_happens(
     acked: list[Event] = []
     unknown: list[tuple[str, list[Event]]] = []
     async with asyncpg.create_pool(database, min_size=1, max_size=4) as calm:
-        appender = await Appender.on(calm)
+        codec_only = PostgresEventStore(calm)
+        await codec_only.register(EVENT_TYPES)
+    appender = Appender(codec_only)
 
     async def step(dice: random.Random, connection: asyncpg.Connection) -> None:
         stream_id = f"Order-{dice.randrange(6)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
@@ -15,6 +14,7 @@ from eventspine import (
     ANY,
     NO_STREAM,
     STREAM_EXISTS,
+    AppendCondition,
     ConcurrencyError,
     Event,
     EventIdTaken,
@@ -23,6 +23,11 @@ from eventspine import (
     ExpectedVersion,
     InvalidEvent,
     PostgresEventStore,
+    Query,
+    QueryItem,
+    Snapshot,
+    StreamAppend,
+    Subscription,
     Unavailable,
 )
 
@@ -67,6 +72,26 @@ async def decide_again(store: EventStore) -> None:
         pass
 
 
+async def enroll(store: EventStore, course: str, student: str) -> None:
+    query = Query(QueryItem(tags=[f"course:{course}"], event_types=["Enrolled"]), QueryItem(tags=[f"student:{student}"]))
+    seen = await store.read(query)
+    condition = AppendCondition(query, after=seen[-1].global_position if seen else 0)
+    event = Event(event_type="Enrolled", data={}, tags=(f"course:{course}", f"student:{student}"))
+    await store.append(f"Course-{course}", "Course", [event], ANY, condition=condition)
+    both = [StreamAppend("Order-1", "Order", [event], 0), StreamAppend("Order-2", "Order", [event], NO_STREAM)]
+    assert_type(await store.append_streams(both, condition=condition), list[list[Event]])
+
+
+async def look_back(store: EventStore, event_id: UUID) -> None:
+    await store.read_stream("Order-1", 3, to_version=9, backwards=True)
+    await store.read(Query(), backwards=True, limit=1)
+    async for event in store.iterate_stream("Order-1"):
+        assert_type(event, Event)
+    assert_type(await store.read_event(event_id), Event | None)
+    assert_type(await store.load_snapshot("Order-1", schema_version=2), Snapshot | None)
+    await store.save_snapshot("Order-1", "Order", {"total": 1}, version=7, schema_version=2)
+
+
 async def follow(store: EventStore) -> None:
     assert_type(await store.read_stream("Order-1", 3, limit=10), list[Event])
     assert_type(await store.read_all(0, limit=10), list[Event])
@@ -74,7 +99,7 @@ async def follow(store: EventStore) -> None:
     position = await store.load_checkpoint("mails")
     assert_type(position, int)
     subscription = store.subscribe(from_position=position, batch_size=100)
-    assert_type(subscription, AsyncIterator[Event])
+    assert_type(subscription, Subscription)
     async for event in subscription:
         assert_type(event, Event)
         await store.save_checkpoint("mails", event.global_position)

@@ -1,0 +1,223 @@
+"""The append queue: concurrent appends share round trips, a lost connection is retried, a full queue makes callers wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from ...schemas import Unavailable
+from ...schemas.postgres import load_sql, translated
+from ...schemas.retry import Backoff, wait_or_raise
+from .batch import AppendRequest, Outcome, arguments, cut_batch
+
+__all__ = ["Appender"]
+
+logger = logging.getLogger(__name__)
+
+_APPEND = load_sql("eventspine.store.postgres", "sql/append_batch")
+_LINGER_S = 0.05
+
+
+class Appender:
+    """Sends appends in batches: the first goes at once, those that arrive while it is under way go together in the next.
+
+    Two batches can be under way: while Postgres records one, the callers of the other encode their next events. They never hold
+    the same stream, so that appends to a stream are recorded in the order of their calls.
+    """
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        *,
+        max_batch_events: int,
+        max_batch_bytes: int,
+        max_waiting_bytes: int,
+        max_in_flight: int,
+        hash_chain: bool,
+        retry_s: float,
+    ) -> None:
+        self._pool = pool
+        self._max_batch_events = max_batch_events
+        self._max_batch_bytes = max_batch_bytes
+        self._max_waiting_bytes = max_waiting_bytes
+        self._max_in_flight = max_in_flight
+        self._hash_chain = hash_chain
+        self._retry_s = retry_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[AppendRequest] = deque()
+        self._held_bytes = 0  # of all requests from their arrival to their outcome
+        self._outside: deque[asyncio.Future[None]] = deque()  # callers who wait for room in the queue
+        self._busy: set[str] = set()  # streams of the batches under way
+        self._under_way = 0
+        self._senders: set[asyncio.Task[None]] = set()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._lent = 0  # how often a connection was kept
+        self._spares: list[PoolConnectionProxy] = []
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: AppendRequest) -> Sequence[Outcome]:
+        """Send a request with the next batch, and return its outcomes, one for each part. Waits while the queue is full.
+
+        Raises:
+            Unavailable: Postgres was away for `retry_s` seconds.
+            EventspineError: Postgres refuses the request.
+        """
+        if self._loop is None:  # kept: asking for it costs a system call each time
+            self._loop = asyncio.get_running_loop()
+        if self._outside or self._held_bytes >= self._max_waiting_bytes:
+            await self._wait_for_room(self._loop)
+        request.done = self._loop.create_future()
+        self._waiting.append(request)
+        self._held_bytes += request.bytes
+        if self._outside:
+            self._let_in()
+        if len(self._senders) < self._max_in_flight:
+            self._senders.add(asyncio.create_task(self._work(), name="eventspine-append"))
+        try:
+            return await request.done
+        finally:
+            self._held_bytes -= request.bytes
+            if self._outside:
+                self._let_in()
+
+    async def _wait_for_room(self, loop: asyncio.AbstractEventLoop) -> None:
+        turn = loop.create_future()
+        self._outside.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in self._outside:
+                self._outside.remove(turn)
+            else:  # the turn had come: it is the next one's now
+                self._let_in()
+            raise
+
+    def _let_in(self) -> None:
+        """Let in who waits longest, if there is room. Who was let in lets the next one in."""
+        while self._outside and self._held_bytes < self._max_waiting_bytes:
+            turn = self._outside.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def _work(self) -> None:
+        """Send batch after batch until nobody waits. Every request taken gets its outcomes or an error."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            # [] while somebody waits: for a stream of the other sender's batch. That one goes on with it then.
+            while batch := self._take():
+                streams = set[str]().union(*[request.streams for request in batch])
+                self._busy |= streams
+                self._under_way += 1
+                try:
+                    await self._send(batch)
+                finally:
+                    self._busy -= streams
+                    self._under_way -= 1
+        except asyncio.CancelledError:  # the loop is closing
+            for request in self._waiting:
+                _pending(request).cancel()
+            raise
+        finally:
+            self._senders.discard(task)
+
+    def _take(self) -> list[AppendRequest]:
+        """Take the next batch. While the other sender is idle, half of what waits is its share: so they stay in turns."""
+        idle = self._max_in_flight - self._under_way
+        share = -(-sum([request.events for request in self._waiting]) // idle)
+        limit = min(self._max_batch_events, share)
+        return cut_batch(self._waiting, max_events=limit, max_bytes=self._max_batch_bytes, busy=self._busy)
+
+    async def _send(self, batch: list[AppendRequest]) -> None:
+        try:
+            outcomes = await self._append_with_retry(batch)
+        except asyncio.CancelledError:
+            for request in batch:
+                _pending(request).cancel()
+            raise
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                # Postgres refuses something in this batch; send each alone, so that the others pass.
+                for number, request in enumerate(batch):
+                    try:
+                        await self._send([request])
+                    except asyncio.CancelledError:
+                        for waiting in batch[number:]:
+                            _pending(waiting).cancel()
+                        raise
+                return
+            for request in batch:
+                if not _pending(request).done():
+                    _pending(request).set_exception(error)
+        else:
+            first = 0
+            for request in batch:
+                following = first + len(request.parts)
+                if not _pending(request).done():
+                    _pending(request).set_result(outcomes[first:following])
+                first = following
+
+    async def _append_with_retry(self, batch: list[AppendRequest]) -> Sequence[Outcome]:
+        backoff = Backoff(give_up_after_s=self._retry_s)
+        parameters = arguments(batch, hash_chain=self._hash_chain)
+        while True:
+            try:
+                async with translated(), self._connection() as connection:
+                    return cast(Sequence[Outcome], await connection.fetch(_APPEND, *parameters))
+            except Unavailable as error:
+                if not backoff.failing:
+                    logger.warning("append waits for Postgres: %s", error, extra={"appends": len(batch)})
+                await wait_or_raise(backoff, error)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
+        """Borrow a connection, and keep it for the next batch for a moment, unless the pool is so small that others would wait.
+
+        Giving it back costs a round trip each time: the pool resets its connections.
+        """
+        connection = self._spares.pop() if self._spares else await self._pool.acquire()
+        try:
+            yield connection
+        except BaseException:
+            await self._pool.release(connection)
+            raise
+        if self._pool.get_max_size() <= self._max_in_flight:
+            await self._pool.release(connection)
+            return
+        self._spares.append(connection)
+        self._lent += 1
+        if self._reaper is None:
+            self._watch_spares()
+
+    def _watch_spares(self, lent: int = -1) -> None:
+        """Give the spare connections back when none was used since the last look."""
+        assert self._loop is not None
+        self._reaper = None
+        if lent == self._lent:
+            for connection in self._spares:
+                release = self._loop.create_task(self._give_back(connection), name="eventspine-release")
+                self._releases.add(release)
+                release.add_done_callback(self._releases.discard)
+            self._spares.clear()
+        elif self._spares or self._under_way:
+            self._reaper = self._loop.call_later(_LINGER_S, self._watch_spares, self._lent)
+
+    async def _give_back(self, connection: PoolConnectionProxy) -> None:
+        try:
+            async with translated():
+                await self._pool.release(connection)
+        except Unavailable as error:  # it was cut meanwhile; the pool makes another
+            logger.info("a connection was lost: %s", error)
+
+
+def _pending(request: AppendRequest) -> asyncio.Future[Sequence[Outcome]]:
+    assert request.done is not None
+    return request.done

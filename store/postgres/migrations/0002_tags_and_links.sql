@@ -1,0 +1,33 @@
+-- Tags, filtered reads, the hash chain, and the schema version of snapshots.
+ALTER TABLE events ADD COLUMN tags text[];
+ALTER TABLE snapshots ADD COLUMN schema_version integer NOT NULL DEFAULT 1;
+
+CREATE INDEX events_category_idx ON events (stream_type, global_position);
+CREATE INDEX events_type_idx ON events (event_type, global_position);
+CREATE INDEX events_correlation_idx ON events ((metadata ->> 'correlation_id'), global_position)
+    WHERE metadata ->> 'correlation_id' IS NOT NULL;
+
+CREATE TABLE event_tags (
+    tag             text   NOT NULL,
+    global_position bigint NOT NULL,
+    event_type      text   NOT NULL,
+    CONSTRAINT event_tags_pkey PRIMARY KEY (tag, global_position) INCLUDE (event_type)
+);
+
+CREATE TABLE links (
+    number        bigint NOT NULL,         -- 1, 2, …
+    last_position bigint NOT NULL,         -- of the batch; it begins after the last position of the link before
+    leaves        bytea  NOT NULL,         -- event_digest() of each event, 32 bytes each, in order
+    digest        bytea  NOT NULL,         -- SHA-256 of number, last position, both earlier digests, and SHA-256 of the leaves
+    CONSTRAINT links_pkey PRIMARY KEY (number),
+    CONSTRAINT links_last_position_key UNIQUE (last_position)
+);
+
+CREATE TRIGGER event_tags_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON event_tags
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER links_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON links
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- It takes other parameters now; the new one is made with the other functions.
+DROP FUNCTION IF EXISTS append_events(text[], text[], int[], bigint[], int[], int[], uuid[], text[], int[], jsonb[], jsonb[], bytea[]);

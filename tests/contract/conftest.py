@@ -1,0 +1,83 @@
+"""What the contract suite runs on: the backends of `EventStore`, each with a log of its own for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import asyncpg
+import pytest
+
+from eventspine import EventStore, EventType, PostgresEventStore
+from tests.conftest import dsn_of
+from tests.event_types import EVENT_TYPES
+
+
+class Backend(Protocol):
+    """A log of its own, and what the tests do to it besides using it."""
+
+    async def open(self, *event_types: EventType) -> EventStore:
+        """Open a store as another process would."""
+        ...
+
+    async def register(self, store: EventStore, *event_types: EventType) -> None:
+        """Register event types with a store that is open."""
+        ...
+
+    async def open_unreachable(self) -> EventStore:
+        """Open a store whose server does not answer, and which gives up soon."""
+        ...
+
+    async def cut_connections(self) -> int:
+        """Cut every connection to the log, in use or not; return how many there were."""
+        ...
+
+
+class PostgresBackend:
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.pools: list[asyncpg.Pool] = []
+
+    async def open(self, *event_types: EventType) -> PostgresEventStore:
+        self.pools.append(await asyncpg.create_pool(self.dsn, min_size=1, max_size=4, command_timeout=60))
+        store = PostgresEventStore(self.pools[-1])
+        await store.register(event_types)
+        return store
+
+    async def register(self, store: EventStore, *event_types: EventType) -> None:
+        assert isinstance(store, PostgresEventStore)
+        await store.register(event_types)
+
+    async def open_unreachable(self) -> PostgresEventStore:
+        self.pools.append(await asyncpg.create_pool("postgresql://eventspine@127.0.0.1:1/none", min_size=0, timeout=1))
+        return PostgresEventStore(self.pools[-1], retry_s=0.1)
+
+    async def cut_connections(self) -> int:
+        connection = await asyncpg.connect(dsn_of(self.dsn, "postgres"))
+        rows = await connection.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", self.dsn.rpartition("/")[2]
+        )
+        await connection.close()
+        return len(rows)
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.terminate()
+
+
+@pytest.fixture
+async def postgres_backend(database: str) -> AsyncIterator[Backend]:
+    backend = PostgresBackend(database)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(params=["postgres"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    backend: Backend = request.getfixturevalue(f"{request.param}_backend")
+    return backend
+
+
+@pytest.fixture
+async def store(backend: Backend) -> EventStore:
+    return await backend.open(*EVENT_TYPES)

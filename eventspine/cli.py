@@ -13,30 +13,29 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table as ScreenTable
 
+from .cli_audit import audit_app
+from .cli_log import events_app, streams_app
 from .connect import connect, open_pool
 from .consumers import Consumer, PostgresSink, Projection
 from .live import show_state, show_while
 from .relay import Relay
 from .relay.topics import TopicSettings
-from .schemas import Event, EventspineError, EventType, SettingsError
+from .schemas import EventspineError, EventType, SettingsError
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .settings import Settings, load_settings
-from .store.postgres import PostgresLog, migrate
+from .store.postgres import PostgresLog, grant_application, migrate
+from .terminal import AsJson, messages, run, screen
 
 __all__ = ["main"]
 
 app = typer.Typer(name="eventspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
-events_app = typer.Typer(no_args_is_help=True, help="Look at the log.")
-streams_app = typer.Typer(no_args_is_help=True, help="Look at streams.")
 schema_app = typer.Typer(no_args_is_help=True, help="Event types and their Avro schemas.")
 registry_app = typer.Typer(no_args_is_help=True, help="The schema registry over HTTP.")
 for name, group in [
@@ -44,14 +43,11 @@ for name, group in [
     ("events", events_app),
     ("streams", streams_app),
     ("schema", schema_app),
+    ("audit", audit_app),
     ("registry", registry_app),
 ]:
     app.add_typer(group, name=name)
 
-screen = Console()
-messages = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 PostgresDsn = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
 KafkaBootstrap = Annotated[str | None, typer.Option(help="host:port of Kafka brokers")]
 
@@ -126,12 +122,25 @@ def migrate_command(context: typer.Context) -> None:
         async with open_pool(settings.need_postgres(), max_connections=1) as pool, translated(), pool.acquire() as connection:
             return await migrate(connection)
 
-    applied = _run(work())
+    applied = run(work())
     typer.echo(f"migrated to version {applied[-1]}" if applied else "nothing to do")
 
 
+@app.command("grant")
+def grant_command(context: typer.Context, role: Annotated[str, typer.Argument(help="A Postgres role that exists.")]) -> None:
+    """Give a role what an application needs: it can append and read, and can't change or delete an event."""
+    settings: Settings = context.obj
+
+    async def work() -> None:
+        async with open_pool(settings.need_postgres(), max_connections=1) as pool, translated(), pool.acquire() as connection:
+            await grant_application(connection, role)
+
+    run(work())
+    typer.echo(f"{role} can append and read")
+
+
 @relay_app.command("run")
-def relay_run(context: typer.Context, name: Annotated[str | None, typer.Option(help="Name of the relay.")] = None) -> None:
+def relayrun(context: typer.Context, name: Annotated[str | None, typer.Option(help="Name of the relay.")] = None) -> None:
     """Publish the log to Kafka until stopped. Start as many as you like: one leads, the others stand by."""
     settings: Settings = context.obj
 
@@ -155,7 +164,7 @@ def relay_run(context: typer.Context, name: Annotated[str | None, typer.Option(h
 
             await _until_signalled(relay.run, relay.stop, "relay", look)
 
-    _run(work())
+    run(work())
 
 
 @app.command()
@@ -190,54 +199,7 @@ def consume(
 
             await _until_signalled(consumer.run, consumer.stop, model.name, look)
 
-    _run(work())
-
-
-@events_app.command("tail")
-def events_tail(
-    context: typer.Context,
-    after: Annotated[int | None, typer.Option("--from", help="Start after this global position.")] = None,
-    last: Annotated[int, typer.Option(help="Without --from: start with the last N events.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new events.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Print the end of the log, and with --follow what is appended after it."""
-    settings: Settings = context.obj
-
-    async def work() -> None:
-        async with connect(settings.need_postgres(), max_connections=2) as store:
-            start = after if after is not None else max(0, await store.last_position() - last)
-            end = await store.last_position()
-            if not follow and start >= end:
-                return
-            async for event in store.subscribe(from_position=start):
-                _print_event(event, as_json)
-                if not follow and event.global_position >= end:
-                    return
-
-    _run(work())
-
-
-@streams_app.command("show")
-def streams_show(
-    context: typer.Context,
-    stream_id: Annotated[str, typer.Argument(help="Like Order-abc123.")],
-    from_version: Annotated[int, typer.Option(help="First version.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Print the events of one stream."""
-    settings: Settings = context.obj
-
-    async def work() -> list[Event]:
-        async with connect(settings.need_postgres(), max_connections=1) as store:
-            return await store.read_stream(stream_id, from_version)
-
-    events = _run(work())
-    for event in events:
-        _print_event(event, as_json)
-    if not events:
-        messages.print(f"stream {stream_id!r} has no events from version {from_version} on", markup=False)
-        raise typer.Exit(1)
+    run(work())
 
 
 @schema_app.command("register")
@@ -253,7 +215,7 @@ def schema_register(
         async with connect(settings.need_postgres(), event_types=event_types, max_connections=1):
             pass
 
-    _run(work())
+    run(work())
     for event_type in event_types:
         typer.echo(f"{event_type.name} version {event_type.schema_version} is registered")
 
@@ -267,7 +229,7 @@ def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
         async with open_pool(settings.need_postgres(), max_connections=1) as pool:
             return [(pin.schema_id, pin.event_type) for pin in await load_pinned_types(pool)]
 
-    for schema_id, event_type in _run(work()):
+    for schema_id, event_type in run(work()):
         if as_json:
             typer.echo(json.dumps({"schema_id": schema_id, "event_type": event_type.name, "version": event_type.schema_version}))
         else:
@@ -292,7 +254,7 @@ def registry_serve(
             messages.print(f"registry: http://{host}:{port}", highlight=False)
             await serve_registry(pool, host, port)
 
-    _run(work())
+    run(work())
 
 
 @app.command()
@@ -325,7 +287,7 @@ def demo(
 
     proven = False
     try:
-        proven = _run(work())
+        proven = run(work())
     except KeyboardInterrupt:
         messages.print("stopped; run it again to go on")
     finally:
@@ -372,15 +334,6 @@ def _local_endpoints(settings: Settings) -> dict[str, str]:
     return {}
 
 
-def _print_event(event: Event, as_json: bool) -> None:
-    if as_json:
-        typer.echo(msgspec.json.encode(event))
-        return
-    when = event.created_at.strftime("%Y-%m-%d %H:%M:%S") if event.created_at else ""
-    place = f"{event.global_position:>8}  {when}  {event.stream_id}@{event.version}  {event.event_type}"
-    typer.echo(f"{place}  {msgspec.json.encode(event.data).decode()}")
-
-
 async def _until_signalled(
     run: Callable[[], Coroutine[Any, Any, None]],
     stop: Callable[[], None],
@@ -393,13 +346,6 @@ async def _until_signalled(
         loop.add_signal_handler(number, stop)
     await show_while(run(), title, look, messages)
     show_state(title, await look(), messages)
-
-
-Result = TypeVar("Result")
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(work)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from fastavro.validation import ValidationError, validate
 from .errors import DecodeError, InvalidEvent, SchemaError, UnknownEventType
 from .event_type import EventType
 
-__all__ = ["Codec", "Encoded", "PinnedType", "UnknownSchemaId", "check_new_definition", "has_nul", "schema_id_of"]
+__all__ = ["Codec", "Encoded", "PinnedType", "UnknownSchemaId", "check_new_definition", "has_nul", "json_of", "schema_id_of"]
 
 _HEADER = struct.Struct(">bI")
 _json = msgspec.json.Encoder()
@@ -138,6 +138,11 @@ class Codec:
             "no schema is registered for this event type; give it to eventspine.connect(…, event_types=[…]) "
             "or register it with `eventspine schema register FILE.avsc`"
         )
+
+
+def json_of(data: Mapping[str, Any]) -> bytes:
+    """Return decoded data as JSON, as `event_data` holds it for people."""
+    return _json.encode(data)
 
 
 def schema_id_of(payload: bytes) -> int:

@@ -1,7 +1,7 @@
 """The event store on Postgres: the authority."""
 
 from .log import PostgresLog
-from .migrate import migrate
+from .migrate import grant_application, migrate
 from .store import PostgresEventStore
 
-__all__ = ["PostgresEventStore", "PostgresLog", "migrate"]
+__all__ = ["PostgresEventStore", "PostgresLog", "grant_application", "migrate"]

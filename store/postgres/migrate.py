@@ -8,11 +8,11 @@ from importlib.resources import files
 from ...schemas.errors import SettingsError
 from ...schemas.postgres import Connection, load_sql, translated
 
-__all__ = ["migrate"]
+__all__ = ["grant_application", "migrate"]
 
 _PACKAGE = "eventspine.store.postgres"
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
-FUNCTIONS = ("event_digest", "link_events", "find_events", "find_events_backwards", "append_events")
+FUNCTIONS = ("event_digest", "link_events", "find_events", "seal_events", "find_events_backwards", "append_events")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 0)"
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS eventspine_migrations (
@@ -70,3 +70,20 @@ async def migrate(connection: Connection, *, only_if_empty: bool = False) -> lis
             await connection.execute(load_sql(_PACKAGE, f"functions/{function}"))
         await connection.executemany("INSERT INTO eventspine_migrations (version) VALUES ($1)", [(v,) for v in applied])
     return applied
+
+
+async def grant_application(connection: Connection, role: str) -> None:
+    """Give a role the rights of an application: it can append and read, and can't change or delete an event.
+
+    The tables' owner keeps that right by SQL, but the triggers refuse it for the owner as well. Doing it again changes nothing.
+
+    Raises:
+        SettingsError: there is no such role, or the connection's role does not own the tables.
+    """
+    quoted = '"' + role.replace('"', '""') + '"'
+    async with translated(), connection.transaction():
+        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
+            raise SettingsError(f"there is no role {role!r}; make it first: CREATE ROLE {quoted} LOGIN PASSWORD '…'")
+        schema = await connection.fetchval("SELECT quote_ident(current_schema())")
+        await connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {quoted}")
+        await connection.execute(load_sql(_PACKAGE, "grant_application").replace("{role}", quoted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
 from .appender import Appender
 from .batch import AppendRequest, Outcome, arguments, item_arguments, prepare, recorded
+from .bulk import Imported, import_events
 from .log import PostgresLog
 from .subscription import Following, PostgresSubscription
 
@@ -141,6 +142,22 @@ class PostgresEventStore:
                 "the stream is named twice; give its events in one StreamAppend", stream_id=min(map(str, repeated))
             )
         return await self._append(appends, condition, connection)
+
+    async def import_events(
+        self,
+        name: str,
+        events: Iterable[Event] | AsyncIterable[Event],
+        *,
+        batch_events: int = 2000,
+        on_progress: Callable[[Imported], None] = lambda _: None,
+    ) -> Imported:
+        """Append events by the million, each to the end of the stream that it names, by COPY; resumable under `name`.
+
+        See `eventspine.store.postgres.bulk.import_events`.
+        """
+        return await import_events(
+            self._pool, name, events, batch_events=batch_events, max_event_bytes=self._max_event_bytes, on_progress=on_progress
+        )
 
     async def read_stream(
         self,

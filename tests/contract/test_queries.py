@@ -44,7 +44,7 @@ async def fill(store: EventStore) -> list[Event]:
     """Thirty events over three streams of two categories and two types, tagged and correlated in turns."""
     for n in range(30):
         stream_type = ("Order", "Invoice")[n % 2]
-        metadata = {"correlation_id": f"c{n % 4}"} if n % 3 else {}
+        metadata: dict[str, Any] = {"correlation_id": f"c{n % 4}"} if n % 3 else {}
         tags = tuple(tag for tag, every in (("two", 2), ("three", 3), ("five", 5)) if n % every == 0)
         event = placed(tags=tags, **metadata) if n % 5 else Event(event_type="OrderPaid", data={"amount_cents": n}, tags=tags)
         await store.append(f"{stream_type}-{n % 3}", stream_type, [event], ANY)
@@ -117,14 +117,18 @@ def _examples(strategy: st.SearchStrategy[QueryItem]) -> list[list[QueryItem]]:
     return drawn
 
 
-@pytest.mark.parametrize("make", [
-    lambda: QueryItem(tags=[""]), lambda: QueryItem(event_types=[5]), lambda: QueryItem(categories=["a\0"]),
-    lambda: QueryItem(correlation_id=5), lambda: Query({"tags": []}),
-    lambda: AppendCondition("x"), lambda: AppendCondition(Query(), after=-1),
+@pytest.mark.parametrize(("make", "options"), [
+    (QueryItem, {"tags": [""]}), (QueryItem, {"event_types": [5]}), (QueryItem, {"categories": ["a\0"]}),
+    (QueryItem, {"correlation_id": 5}), (AppendCondition, {"query": "x"}), (AppendCondition, {"query": Query(), "after": -1}),
 ])  # fmt: skip
-def test_queries_that_make_no_sense_are_refused(make: Any) -> None:
+def test_queries_that_make_no_sense_are_refused(make: Any, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidEvent):
-        make()
+        make(**options)
+
+
+def test_a_query_is_made_of_items() -> None:
+    with pytest.raises(InvalidEvent, match="made of QueryItem objects"):
+        Query({"tags": []})  # type: ignore[arg-type]
 
 
 async def test_one_event_by_its_id(store: EventStore) -> None:
@@ -357,7 +361,8 @@ async def test_a_filtered_subscription_moves_on_where_nothing_matches(store: Eve
 async def test_a_subscription_says_when_it_caught_up(store: EventStore) -> None:
     await store.append("Order-1", "Order", [paid(n) for n in range(10)], 0)
     subscription = store.subscribe(batch_size=4)
-    assert not subscription.caught_up
+    before = subscription.caught_up
+    assert not before
     await take(subscription, 10)
     following = asyncio.create_task(anext(subscription))
     await wait_for(lambda: subscription.caught_up, bool)

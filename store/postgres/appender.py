@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 _APPEND = load_sql("eventspine.store.postgres", "sql/append_batch")
 _LINGER_S = 0.05
+_WORTH_HALVING = 32  # events; below, a round trip costs more than its callers' encoding
 
 
 class Appender:
     """Sends appends in batches: the first goes at once, those that arrive while it is under way go together in the next.
 
-    Two batches can be under way: while Postgres records one, the callers of the other encode their next events. They never hold
-    the same stream, so that appends to a stream are recorded in the order of their calls.
+    One batch is under way at a time, so appends are recorded in the order of their calls. When many wait, half of them make a
+    batch: while Postgres records it, the callers of the half before encode their next events.
     """
 
     def __init__(
@@ -39,7 +40,6 @@ class Appender:
         max_batch_events: int,
         max_batch_bytes: int,
         max_waiting_bytes: int,
-        max_in_flight: int,
         hash_chain: bool,
         retry_s: float,
     ) -> None:
@@ -47,19 +47,17 @@ class Appender:
         self._max_batch_events = max_batch_events
         self._max_batch_bytes = max_batch_bytes
         self._max_waiting_bytes = max_waiting_bytes
-        self._max_in_flight = max_in_flight
         self._hash_chain = hash_chain
         self._retry_s = retry_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[AppendRequest] = deque()
         self._held_bytes = 0  # of all requests from their arrival to their outcome
         self._outside: deque[asyncio.Future[None]] = deque()  # callers who wait for room in the queue
-        self._busy: set[str] = set()  # streams of the batches under way
-        self._under_way = 0
-        self._senders: set[asyncio.Task[None]] = set()
+        self._most_waiting = 0  # events, since the queue was empty
+        self._sender: asyncio.Task[None] | None = None
         self._reaper: asyncio.TimerHandle | None = None
         self._lent = 0  # how often a connection was kept
-        self._spares: list[PoolConnectionProxy] = []
+        self._spare: PoolConnectionProxy | None = None
         self._releases: set[asyncio.Task[None]] = set()
 
     async def send(self, request: AppendRequest) -> Sequence[Outcome]:
@@ -78,8 +76,8 @@ class Appender:
         self._held_bytes += request.bytes
         if self._outside:
             self._let_in()
-        if len(self._senders) < self._max_in_flight:
-            self._senders.add(asyncio.create_task(self._work(), name="eventspine-append"))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._work(), name="eventspine-append")
         try:
             return await request.done
         finally:
@@ -109,32 +107,22 @@ class Appender:
 
     async def _work(self) -> None:
         """Send batch after batch until nobody waits. Every request taken gets its outcomes or an error."""
-        task = asyncio.current_task()
-        assert task is not None
         try:
-            # [] while somebody waits: for a stream of the other sender's batch. That one goes on with it then.
             while batch := self._take():
-                streams = set[str]().union(*[request.streams for request in batch])
-                self._busy |= streams
-                self._under_way += 1
-                try:
-                    await self._send(batch)
-                finally:
-                    self._busy -= streams
-                    self._under_way -= 1
+                await self._send(batch)
         except asyncio.CancelledError:  # the loop is closing
             for request in self._waiting:
                 _pending(request).cancel()
             raise
         finally:
-            self._senders.discard(task)
+            self._sender = None
 
     def _take(self) -> list[AppendRequest]:
-        """Take the next batch. While the other sender is idle, half of what waits is its share: so they stay in turns."""
-        idle = self._max_in_flight - self._under_way
-        share = -(-sum([request.events for request in self._waiting]) // idle)
-        limit = min(self._max_batch_events, share)
-        return cut_batch(self._waiting, max_events=limit, max_bytes=self._max_batch_bytes, busy=self._busy)
+        """Take the next batch: all that wait, or half of the most that waited at once."""
+        waiting = sum([request.events for request in self._waiting])
+        self._most_waiting = max(self._most_waiting, waiting) if waiting else 0
+        limit = min(self._max_batch_events, max(_WORTH_HALVING, -(-self._most_waiting // 2)))
+        return cut_batch(self._waiting, max_events=limit, max_bytes=self._max_batch_bytes)
 
     async def _send(self, batch: list[AppendRequest]) -> None:
         try:
@@ -179,36 +167,37 @@ class Appender:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
-        """Borrow a connection, and keep it for the next batch for a moment, unless the pool is so small that others would wait.
+        """Borrow a connection, and keep it for the next batch for a moment, unless it is the pool's only one.
 
         Giving it back costs a round trip each time: the pool resets its connections.
         """
-        connection = self._spares.pop() if self._spares else await self._pool.acquire()
+        connection, self._spare = self._spare, None
+        if connection is None:
+            connection = await self._pool.acquire()
         try:
             yield connection
         except BaseException:
             await self._pool.release(connection)
             raise
-        if self._pool.get_max_size() <= self._max_in_flight:
+        if self._pool.get_max_size() == 1:
             await self._pool.release(connection)
             return
-        self._spares.append(connection)
+        self._spare = connection
         self._lent += 1
         if self._reaper is None:
-            self._watch_spares()
+            self._watch_spare()
 
-    def _watch_spares(self, lent: int = -1) -> None:
-        """Give the spare connections back when none was used since the last look."""
+    def _watch_spare(self, lent: int = -1) -> None:
+        """Give the spare connection back when it was not used since the last look."""
         assert self._loop is not None
         self._reaper = None
-        if lent == self._lent:
-            for connection in self._spares:
-                release = self._loop.create_task(self._give_back(connection), name="eventspine-release")
-                self._releases.add(release)
-                release.add_done_callback(self._releases.discard)
-            self._spares.clear()
-        elif self._spares or self._under_way:
-            self._reaper = self._loop.call_later(_LINGER_S, self._watch_spares, self._lent)
+        if lent == self._lent and self._spare is not None:
+            release = self._loop.create_task(self._give_back(self._spare), name="eventspine-release")
+            self._releases.add(release)
+            release.add_done_callback(self._releases.discard)
+            self._spare = None
+        elif self._spare is not None or self._sender is not None:
+            self._reaper = self._loop.call_later(_LINGER_S, self._watch_spare, self._lent)
 
     async def _give_back(self, connection: PoolConnectionProxy) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 class AppendRequest:
     """One append, ready to be sent, and the future on which its caller waits."""
 
-    __slots__ = ("bytes", "condition", "done", "events", "ids", "parts", "streams", "tags")
+    __slots__ = ("bytes", "condition", "done", "events", "ids", "parts", "tags")
 
     def __init__(self, parts: tuple[Part, ...], condition: AppendCondition | None = None) -> None:
         self.parts = parts
@@ -58,10 +58,8 @@ class AppendRequest:
         self.done: asyncio.Future[Sequence[Outcome]] | None = None
         if len(parts) == 1 and len(parts[0].encoded) == 1:  # most are like this
             encoded: tuple[EncodedEvent, ...] = parts[0].encoded
-            self.streams = {parts[0].stream_id}
         else:
             encoded = tuple(each for part in parts for each in part.encoded)
-            self.streams = {part.stream_id for part in parts}
         self.events = len(encoded)
         self.ids = {each.event_id.int for each in encoded}
         self.tags = {tag for each in encoded for tag in each.tags} if any(each.tags for each in encoded) else None
@@ -169,13 +167,10 @@ def _encode_metadata(given: Mapping[str, Any], now: str) -> tuple[dict[str, Any]
     return metadata, text.decode()
 
 
-def cut_batch(
-    waiting: deque[AppendRequest], *, max_events: int, max_bytes: int, busy: Set[str] = frozenset()
-) -> list[AppendRequest]:
-    """Take from the front of the queue what goes together in one round trip; [] if the first must wait.
+def cut_batch(waiting: deque[AppendRequest], *, max_events: int, max_bytes: int) -> list[AppendRequest]:
+    """Take from the front of the queue what goes together in one round trip; at least one request.
 
     Requests whose caller has gone are dropped. The batch ends before a request
-    - that writes to a stream in `busy`, those of the batches under way: appends to a stream keep their order;
     - that shares an event id with one in the batch: a retry of an append that is still waiting must find it recorded;
     - whose condition matches an event in the batch: it is checked against what is recorded.
     """
@@ -188,8 +183,6 @@ def cut_batch(
         if request.done is not None and request.done.done():
             waiting.popleft()
             continue
-        if busy and not busy.isdisjoint(request.streams):
-            break
         if batch and (
             events + request.events > max_events
             or size + request.bytes > max_bytes

@@ -61,8 +61,8 @@ class PostgresEventStore:
 
     Options: `max_event_bytes` bounds encoded data plus metadata of one event. `max_batch_events` and `max_batch_bytes`
     bound what goes in one round trip, `max_waiting_bytes` what waits for one: beyond it `append` waits before it queues.
-    `max_in_flight` is how many batches can be under way. `retry_s` is how long an append or read tries again while Postgres is
-    away. `hash_chain` adds each batch to the hash chain as it is recorded; without it, `eventspine audit seal` does so later.
+    `retry_s` is how long an append or read tries again while Postgres is away. `hash_chain` adds each batch to the hash chain as
+    it is recorded; without it, `eventspine audit seal` does so later.
     """
 
     def __init__(
@@ -70,10 +70,9 @@ class PostgresEventStore:
         pool: asyncpg.Pool,
         *,
         max_event_bytes: int = 1_000_000,
-        max_batch_events: int = 256,
+        max_batch_events: int = 512,
         max_batch_bytes: int = 8_000_000,
         max_waiting_bytes: int = 64_000_000,
-        max_in_flight: int = 2,
         retry_s: float = 30.0,
         hash_chain: bool = True,
     ) -> None:
@@ -88,7 +87,6 @@ class PostgresEventStore:
             max_batch_events=max_batch_events,
             max_batch_bytes=max_batch_bytes,
             max_waiting_bytes=max_waiting_bytes,
-            max_in_flight=max_in_flight,
             hash_chain=hash_chain,
             retry_s=retry_s,
         )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -120,7 +120,7 @@ async def test_stopped_in_mid_append_and_continued(
     demo: Demo, pool: asyncpg.Pool, number: signal.Signals, started: list[psutil.Process]
 ) -> None:
     """When events are on their way through all parts, the demo is stopped. Nobody survives it, and the next one goes on."""
-    days = 25
+    days = 45
     process = demo.start(days)
     started.append(process)
 
@@ -141,7 +141,7 @@ async def test_stopped_in_mid_append_and_continued(
         assert not [worker for worker in workers if _runs(worker)]
     await wait_for(lambda: not [worker for worker in workers if _runs(worker)], timeout_s=60)
 
-    end = date(2013, 1, 1 + days)
+    end = date(2013, 1, 1) + timedelta(days)
     flights = read_flights(end)
     total = len(steps_of(flights, end))
     recorded = await pool.fetchval("SELECT count(*) FROM events")

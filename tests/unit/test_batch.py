@@ -152,13 +152,6 @@ def test_a_batch_ends_before_a_condition_that_matches_it() -> None:
     assert list(drain(deque([everything, a, everything]), max_events=10, max_bytes=10_000)) == [[everything, a], [everything]]
 
 
-def test_a_batch_ends_before_a_stream_that_is_under_way() -> None:
-    queue = deque([request("Order-1"), request("Order-2"), request("Order-3")])
-    assert [each.parts[0].stream_id for each in cut_batch(queue, max_events=9, max_bytes=9_000, busy={"Order-2"})] == ["Order-1"]
-    assert cut_batch(queue, max_events=9, max_bytes=9_000, busy={"Order-2"}) == []
-    assert len(queue) == 2
-
-
 def test_prepare_encodes_and_completes() -> None:
     event = placed("c", 5, correlation_id=UUID(int=1))
     each = request("Order-1", event)

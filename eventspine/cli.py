@@ -19,6 +19,7 @@ import typer
 from rich.table import Table as ScreenTable
 
 from .cli_audit import audit_app
+from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .connect import connect, open_pool
 from .consumers import Consumer, PostgresSink, Projection
@@ -43,6 +44,7 @@ for name, group in [
     ("events", events_app),
     ("streams", streams_app),
     ("schema", schema_app),
+    ("groups", groups_app),
     ("audit", audit_app),
     ("registry", registry_app),
 ]:

@@ -94,6 +94,41 @@ CREATE TABLE subscription_checkpoints (
     CONSTRAINT subscription_checkpoints_pkey PRIMARY KEY (subscription_id)
 );
 
+-- Groups of workers that share the events of a category. A group has a fixed number of buckets; a stream belongs to one of them by
+-- its hash, a bucket to one worker at a time.
+CREATE TABLE group_buckets (
+    group_id      text        NOT NULL,
+    bucket        integer     NOT NULL,            -- 0, 1, … one less than the number of buckets
+    category      text        NOT NULL,
+    last_position bigint      NOT NULL DEFAULT 0,  -- every event of the bucket up to here is handled or parked
+    epoch         bigint      NOT NULL DEFAULT 0,  -- rises with each owner: an older owner can't move the position any more
+    worker_id     text,                            -- NULL = free
+    leased_until  timestamptz,
+    CONSTRAINT group_buckets_pkey PRIMARY KEY (group_id, bucket)
+);
+
+CREATE TABLE group_workers (
+    group_id  text        NOT NULL,
+    worker_id text        NOT NULL,
+    seen_at   timestamptz NOT NULL,
+    CONSTRAINT group_workers_pkey PRIMARY KEY (group_id, worker_id)
+);
+
+-- Events that a group could not handle, and those behind them in their streams.
+CREATE TABLE parked_events (
+    group_id        text        NOT NULL,
+    global_position bigint      NOT NULL,
+    stream_id       text        NOT NULL,
+    bucket          integer     NOT NULL,
+    reason          text        NOT NULL,
+    tries           integer     NOT NULL,          -- 0 = waits behind another one
+    retry           boolean     NOT NULL DEFAULT false,  -- somebody asked to try again
+    parked_at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT parked_events_pkey PRIMARY KEY (group_id, global_position)
+);
+
+CREATE INDEX parked_events_stream_idx ON parked_events (group_id, stream_id, global_position);
+
 -- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

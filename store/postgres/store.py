@@ -77,7 +77,7 @@ class PostgresEventStore:
         hash_chain: bool = True,
     ) -> None:
         self.log = PostgresLog(pool)
-        self._pool = pool
+        self.pool = self._pool = pool
         self._codec = Codec()
         self._max_event_bytes = max_event_bytes
         self._retry_s = retry_s
@@ -208,6 +208,10 @@ class PostgresEventStore:
     async def read_event(self, event_id: UUID) -> Event | None:
         """Return the event with this id, None if there is none."""
         return next(iter(await self._read(_READ_EVENT, event_id)), None)
+
+    async def read_rows(self, statement: str, *parameters: Any) -> list[Event]:
+        """Return the events that a statement of ours selects, in the columns and the order of sql/read_all.sql."""
+        return await self._read(statement, *parameters)
 
     async def last_position(self) -> int:
         """Return the global position of the last event, 0 for an empty log."""

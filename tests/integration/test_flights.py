@@ -124,14 +124,14 @@ async def test_stopped_in_mid_append_and_continued(
     process = demo.start(days)
     started.append(process)
 
-    async def seen_by_all() -> bool:
+    async def seen_at_the_end() -> bool:
         assert process.poll() is None, (demo.output / "demo.log").read_text()
         if not await pool.fetchval("SELECT to_regclass('projection_offsets') IS NOT NULL"):
             return False
         projections = await pool.fetch("SELECT projection FROM projection_offsets WHERE events > 0 GROUP BY projection")
-        return len(projections) == 2
+        return bool(projections)
 
-    await wait_for(seen_by_all, timeout_s=60)
+    await wait_for(seen_at_the_end, timeout_s=60)
     workers = process.children()
     started += workers
     assert len(workers) == 3

@@ -16,6 +16,7 @@ from ..schemas import Codec, DecodeError, Event, Fenced, IntegrityError, PinnedT
 from ..schemas.cloudevents import event_of
 from ..schemas.codec import UnknownSchemaId
 from ..schemas.kafka import client_settings, kafka_error, topic_of, translated_kafka
+from ..schemas.privacy import KeyRing, reveal_events
 from ..schemas.retry import Backoff
 from .places import Partition, Place, Record, new_records
 from .projection import Projection
@@ -37,6 +38,7 @@ class Consumer:
     without noticing can't write: its epoch is older.
 
     `load_event_types` returns the registered event types; called at the start and when an unknown schema id turns up.
+    With `keys`, handlers see personal fields as they were given; without, as they are stored: encrypted.
     `batch_events` bounds what is held in memory. `session_timeout_s` is how soon Kafka gives a dead member's partitions to the
     others (the broker's lower bound is 6 s by default). `give_up_after_s` is how long it keeps trying while Kafka or Postgres is
     away before it raises.
@@ -51,6 +53,7 @@ class Consumer:
         bootstrap: str,
         *,
         load_event_types: Callable[[], Awaitable[Sequence[PinnedType]]],
+        keys: KeyRing | None = None,
         topic_prefix: str = "events.",
         batch_events: int = 10_000,
         session_timeout_s: float = 10.0,
@@ -62,6 +65,7 @@ class Consumer:
         self._sink = sink
         self._bootstrap = bootstrap
         self._load_event_types = load_event_types
+        self._keys = keys
         self._prefix = topic_prefix
         self._batch_events = batch_events
         self._session_timeout_s = session_timeout_s
@@ -191,6 +195,8 @@ class Consumer:
         if not after:
             return
         events = await self._decode([each for each in new if self._projection.handles(each.event_type)])
+        if self._keys is not None and self._codec.holds_personal:
+            events = await reveal_events(self._codec, self._keys, events)
         await self._sink.write(self._projection, self._projection.fold(events), self.places, after)
         self.places |= after
 

@@ -29,6 +29,7 @@ from .relay.topics import TopicSettings
 from .schemas import EventspineError, EventType, SettingsError
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
+from .schemas.privacy import KeyRing
 from .settings import Settings, load_settings
 from .store.postgres import PostgresLog, grant_application, migrate
 from .terminal import AsJson, messages, run, screen
@@ -187,6 +188,7 @@ def consume(
                 PostgresSink(read_model),
                 settings.need_kafka(),
                 load_event_types=lambda: load_pinned_types(events),
+                keys=KeyRing(events),
                 topic_prefix=settings.topic_prefix,
                 batch_events=settings.consume_batch_events,
                 session_timeout_s=settings.session_timeout_s,

@@ -80,7 +80,7 @@ def _show(rows: list[asyncpg.Record], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([dict(row) for row in rows], default=str))
     elif rows:
-        table = ScreenTable(*(name.replace("_", " ") for name in rows[0].keys()), box=None)
+        table = ScreenTable(*(name.replace("_", " ") for name in dict(rows[0])), box=None)
         for row in rows:
             table.add_row(*(f"{value:,}" if type(value) is int else str(value) for value in row))
         screen.print(table)

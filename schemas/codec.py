@@ -55,16 +55,24 @@ class Codec:
     def __init__(self) -> None:
         self._by_id: dict[int, PinnedType] = {}
         self._by_name: dict[tuple[str, int], PinnedType] = {}
+        self.holds_personal = False
+        """Whether some known type has personal fields; see `eventspine.schemas.privacy`."""
 
     def add(self, pinned: Iterable[PinnedType]) -> None:
         """Learn event types. The highest version of a name is the one that events without a schema version get."""
         for entry in pinned:
             name, version = entry.event_type.name, entry.event_type.schema_version
             self._by_id[entry.schema_id] = entry
+            self.holds_personal = self.holds_personal or bool(entry.event_type.personal)
             self._by_name[name, version] = entry
             newest = self._by_name.get((name, 0))
             if newest is None or newest.event_type.schema_version <= version:
                 self._by_name[name, 0] = entry
+
+    def event_type(self, name: str, schema_version: int) -> EventType | None:
+        """Return an event type in a version, 0 = the newest; None if it is not known."""
+        entry = self._by_name.get((name, schema_version))
+        return None if entry is None else entry.event_type
 
     def knows(self, event_type: str, schema_version: int) -> bool:
         return (event_type, schema_version) in self._by_name

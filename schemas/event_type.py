@@ -55,6 +55,9 @@ class EventType:
         fault = _fault(event_type.parsed, frozenset())
         if fault:
             raise SchemaError(f"{name} version {schema_version}: invalid Avro schema: {fault}")
+        fault = _privacy_fault(schema)
+        if fault:
+            raise SchemaError(f"{name} version {schema_version}: {fault}")
         return event_type
 
     @classmethod
@@ -120,6 +123,17 @@ class EventType:
         """Whether the schema may hold a 32-bit integer somewhere."""
         return '"int"' in self.definition
 
+    @cached_property
+    def personal(self) -> dict[str, bool]:
+        """The fields that are marked `"personal": true`, and whether each can be null; see `eventspine.schemas.privacy`."""
+        members = json.loads(self.definition)["fields"]
+        return {member["name"]: isinstance(member["type"], list) for member in members if member.get("personal") is True}
+
+    @cached_property
+    def subject(self) -> str:
+        """The field that says whose the personal fields are; "" if there are none."""
+        return str(json.loads(self.definition).get("subject", ""))
+
     @property
     def full_name(self) -> str:
         """The record's name with its namespace, as subjects use it."""
@@ -172,6 +186,26 @@ def _fault(schema: Any, enclosing: frozenset[str]) -> str:
     if len(set(members)) < len(members) or not all(map(_NAME.fullmatch, members)):
         return f"the fields of {name} are repeated, or have no proper names: {members}"
     return next(filter(None, (_fault(member["type"], enclosing | {name}) for member in schema["fields"])), "")
+
+
+def _privacy_fault(schema: dict[str, Any]) -> str:
+    """Return what is wrong with the marks of personal fields, "" if nothing."""
+    members = {member["name"]: member for member in schema["fields"]}
+    marked = [member for member in members.values() if member.get("personal", False) is not False]
+    if not marked:
+        return ""
+    subject = members.get(schema.get("subject"))
+    if subject is None or subject["type"] != "string" or subject in marked:
+        return (
+            'a record with personal fields says whose they are: "subject": the name of a string field that is not personal itself'
+        )
+    for member in marked:
+        if member["personal"] is not True or member["type"] not in ("string", ["null", "string"], ["string", "null"]):
+            return (
+                f'the personal field {member["name"]!r} must have "personal": true and the type "string" or ["null", "string"]; '
+                "write other values as texts"
+            )
+    return ""
 
 
 def _copy_of(each: Field[Any]) -> Any:

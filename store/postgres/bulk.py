@@ -11,6 +11,7 @@ from ...schemas import Codec, Event, EventIdTaken, Fenced, InvalidEvent
 from ...schemas.event import category_of, rfc3339_now
 from ...schemas.pins import load_pinned_types
 from ...schemas.postgres import load_sql, translated
+from ...schemas.privacy import KeyRing, protect_events
 from ..protocol import ANY, StreamAppend
 from .batch import EncodedEvent, prepare
 
@@ -42,6 +43,7 @@ async def import_events(
     name: str,
     events: Iterable[Event] | AsyncIterable[Event],
     *,
+    keys: KeyRing | None = None,
     batch_events: int = 2000,
     max_event_bytes: int = 1_000_000,
     on_progress: Callable[[Imported], None] = lambda _: None,
@@ -69,6 +71,8 @@ async def import_events(
         fresh = batch[skip:] if skip else batch
         skip = max(0, skip - len(batch))
         if fresh:
+            if codec.holds_personal:
+                fresh = await protect_events(codec, keys or KeyRing(pool), fresh)
             encoded = [_encode(codec, event, max_event_bytes) for event in fresh]
             await _record(pool, checkpoint, before + now, encoded)
             now += len(fresh)

@@ -129,6 +129,17 @@ CREATE TABLE parked_events (
 
 CREATE INDEX parked_events_stream_idx ON parked_events (group_id, stream_id, global_position);
 
+-- Keys of the people whose data is in events: destroying one erases that person's data everywhere. Back this table up apart from the
+-- others, for a shorter time.
+CREATE TABLE subject_keys (
+    subject    text        NOT NULL,
+    key        bytea,                              -- AES-256; NULL = erased, for ever
+    created_at timestamptz NOT NULL DEFAULT now(),
+    erased_at  timestamptz,
+    CONSTRAINT subject_keys_pkey PRIMARY KEY (subject),
+    CONSTRAINT subject_keys_erased_check CHECK ((key IS NULL) = (erased_at IS NOT NULL))
+);
+
 -- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -22,6 +22,7 @@ from ...schemas.codec import Codec, UnknownSchemaId
 from ...schemas.event import rfc3339_now
 from ...schemas.pins import load_pinned_types, register_event_types
 from ...schemas.postgres import Connection, load_sql, translated
+from ...schemas.privacy import KeyRing, protect_events, reveal_events
 from ...schemas.retry import Backoff, wait_or_raise
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
@@ -62,7 +63,8 @@ class PostgresEventStore:
     Options: `max_event_bytes` bounds encoded data plus metadata of one event. `max_batch_events` and `max_batch_bytes`
     bound what goes in one round trip, `max_waiting_bytes` what waits for one: beyond it `append` waits before it queues.
     `retry_s` is how long an append or read tries again while Postgres is away. `hash_chain` adds each batch to the hash chain as
-    it is recorded; without it, `eventspine audit seal` does so later.
+    it is recorded; without it, `eventspine audit seal` does so later. `keep_keys_s` is how long keys of personal data are kept in
+    memory.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class PostgresEventStore:
         max_waiting_bytes: int = 64_000_000,
         retry_s: float = 30.0,
         hash_chain: bool = True,
+        keep_keys_s: float = 60.0,
     ) -> None:
         self.log = PostgresLog(pool)
         self.pool = self._pool = pool
         self._codec = Codec()
+        self._keys = KeyRing(pool, keep_s=keep_keys_s)
         self._max_event_bytes = max_event_bytes
         self._retry_s = retry_s
         self._hash_chain = hash_chain
@@ -154,7 +158,13 @@ class PostgresEventStore:
         See `eventspine.store.postgres.bulk.import_events`.
         """
         return await import_events(
-            self._pool, name, events, batch_events=batch_events, max_event_bytes=self._max_event_bytes, on_progress=on_progress
+            self._pool,
+            name,
+            events,
+            keys=self._keys,
+            batch_events=batch_events,
+            max_event_bytes=self._max_event_bytes,
+            on_progress=on_progress,
         )
 
     async def read_stream(
@@ -208,6 +218,10 @@ class PostgresEventStore:
     async def read_event(self, event_id: UUID) -> Event | None:
         """Return the event with this id, None if there is none."""
         return next(iter(await self._read(_READ_EVENT, event_id)), None)
+
+    def forget_key(self, subject: str) -> None:
+        """Drop a person's key from memory, so that the next read asks for it again."""
+        self._keys.forget(subject)
 
     async def read_rows(self, statement: str, *parameters: Any) -> list[Event]:
         """Return the events that a statement of ours selects, in the columns and the order of sql/read_all.sql."""
@@ -295,11 +309,13 @@ class PostgresEventStore:
         self, appends: Sequence[StreamAppend], condition: AppendCondition | None, connection: Connection | None
     ) -> list[list[Event]]:
         now = rfc3339_now()
+        protected = await self._protect(appends) if self._codec.holds_personal else appends
         try:
-            request = prepare(self._codec, appends, condition, now=now, max_event_bytes=self._max_event_bytes)
+            request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         except UnknownEventType:  # somebody else may have registered it since we looked
             self._codec.add(await load_pinned_types(self._pool))
-            request = prepare(self._codec, appends, condition, now=now, max_event_bytes=self._max_event_bytes)
+            protected = await self._protect(appends) if self._codec.holds_personal else appends
+            request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         if connection is None:
             outcomes = await self._appender.send(request)
         else:
@@ -309,7 +325,19 @@ class PostgresEventStore:
                 await self._read_recorded(part.stream_id, outcome[1] or 0, len(part.encoded), connection)
                 for part, outcome in zip(request.parts, outcomes, strict=True)
             ]
-        return recorded(request, outcomes)
+        copies = recorded(request, outcomes)
+        if self._codec.holds_personal:
+            copies = [await reveal_events(self._codec, self._keys, each) for each in copies]
+        return copies
+
+    async def _protect(self, appends: Sequence[StreamAppend]) -> Sequence[StreamAppend]:
+        """Encrypt personal fields. What is no list of events is left for prepare() to refuse."""
+        return [
+            append._replace(events=await protect_events(self._codec, self._keys, append.events))
+            if isinstance(append.events, Sequence)
+            else append
+            for append in appends
+        ]
 
     async def _append_within(self, connection: Connection, request: AppendRequest) -> Sequence[Outcome]:
         _check_transaction(connection)
@@ -351,10 +379,11 @@ class PostgresEventStore:
 
     async def _events(self, rows: Sequence[asyncpg.Record]) -> list[Event]:
         try:
-            return _decode(self._codec, rows)
+            events = _decode(self._codec, rows)
         except UnknownSchemaId:
             self._codec.add(await load_pinned_types(self._pool))
-            return _decode(self._codec, rows)
+            events = _decode(self._codec, rows)
+        return await reveal_events(self._codec, self._keys, events) if self._codec.holds_personal else events
 
 
 def _decode(codec: Codec, rows: Sequence[asyncpg.Record]) -> list[Event]:

@@ -18,9 +18,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table as ScreenTable
 
+from .cli_archive import archive_app
 from .cli_audit import audit_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
+from .cli_privacy import privacy_app
 from .connect import connect, open_pool
 from .consumers import Consumer, PostgresSink, Projection
 from .live import show_state, show_while
@@ -47,6 +49,8 @@ for name, group in [
     ("schema", schema_app),
     ("groups", groups_app),
     ("audit", audit_app),
+    ("archive", archive_app),
+    ("privacy", privacy_app),
     ("registry", registry_app),
 ]:
     app.add_typer(group, name=name)

@@ -17,12 +17,14 @@ from tests.processes import processes
 from tests.waiting import wait_for
 
 
-async def run(*arguments: str, dsn: str = "", folder: Path, code: int = 0) -> str:
-    """Run `eventspine …` in a folder; return what it printed, on standard output if all is well, else on standard error."""
+async def run(*arguments: str, dsn: str = "", folder: Path, code: int = 0, output: bool = False) -> str:
+    """Run `eventspine …` in a folder; return what it printed, on standard output if all is well (or with `output`), else on
+    standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVENTSPINE_")}
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "eventspine", *arguments],
+        stdin=subprocess.DEVNULL,
         env=environment | ({"EVENTSPINE_POSTGRES_DSN": dsn} if dsn else {}),
         cwd=folder,
         capture_output=True,
@@ -32,7 +34,7 @@ async def run(*arguments: str, dsn: str = "", folder: Path, code: int = 0) -> st
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stderr
+    return done.stdout if code == 0 or output else done.stderr
 
 
 async def test_from_an_empty_database_to_an_event(empty_database: str, tmp_path: Path) -> None:

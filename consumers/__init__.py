@@ -1,7 +1,8 @@
 """Consumers: Kafka to read models, exactly once. Knows no relay."""
 
+from ..schemas.handlers import on
 from .consumer import Consumer
-from .projection import Projection, on
+from .projection import Projection
 from .sink import PostgresSink
 from .table import Table, TableWriter
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from ..schemas import Event, EventspineError, ProjectionError
+from ..schemas.handlers import handlers_of
 from .table import Statement, Table, TableWriter
 
-__all__ = ["Projection", "on"]
-
-Handler = TypeVar("Handler", bound=Callable[..., None])
-
-
-def on(*event_types: str) -> Callable[[Handler], Handler]:
-    """Mark a method as the handler of these event types."""
-
-    def mark(handler: Handler) -> Handler:
-        handler.__dict__["handles"] = event_types
-        return handler
-
-    return mark
+__all__ = ["Projection"]
 
 
 class Projection:
@@ -54,12 +43,7 @@ class Projection:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
         members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         cls.tables = tuple(value for value in members.values() if isinstance(value, Table))
-        cls._handlers = {}
-        for attribute, member in members.items():
-            for event_type in getattr(member, "handles", ()):
-                if event_type in cls._handlers:
-                    raise ProjectionError(f"{cls.__name__}: {cls._handlers[event_type]} and {attribute} both handle {event_type}")
-                cls._handlers[event_type] = attribute
+        cls._handlers = handlers_of(cls, ProjectionError)
 
     def handles(self, event_type: str) -> bool:
         """Whether there is a handler for this event type."""

@@ -79,6 +79,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         value = self.metadata.get("timestamp")
         return datetime.fromisoformat(value) if isinstance(value, str) else value
 
+    def as_cause(self) -> dict[str, Any]:
+        """Return the metadata of what this event causes: its id as `causation_id`, its `correlation_id` (or its id, if it began
+        the conversation), and its `user_id`."""
+        event_id = str(self.event_id)
+        caused = {"causation_id": event_id, "correlation_id": self.correlation_id or event_id}
+        return caused if self.user_id is None else {**caused, "user_id": self.user_id}
+
 
 class StoredEvent(NamedTuple):
     """An event as it lies in the log: bytes and texts, nothing decoded."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from eventspine import ConcurrencyError, Event, EventStore
+from eventspine import Decider, Event, EventStore, handle_command
 
-__all__ = ["Command", "Order", "PayOrder", "PlaceOrder", "Refused", "ShipOrder", "decide", "evolve", "handle"]
-
-_TRIES = 5
+__all__ = ["ORDER", "Command", "Order", "PayOrder", "PlaceOrder", "Refused", "ShipOrder", "decide", "evolve", "handle"]
 
 
 class Refused(Exception):
@@ -84,6 +82,9 @@ def decide(order: Order, command: Command) -> list[Event]:
             return [Event(event_type="OrderShipped", data={"order_id": order_id, "carrier": carrier})]
 
 
+ORDER: Decider[Order, Command] = Decider("Order", Order(), decide, evolve)
+
+
 async def handle(store: EventStore, command: Command) -> Sequence[Event]:
     """Carry out a command: read the stream, decide, append at the version that was read; on a conflict, do it over.
 
@@ -91,15 +92,4 @@ async def handle(store: EventStore, command: Command) -> Sequence[Event]:
         Refused: a rule forbids it.
         ConcurrencyError: others were faster five times in a row.
     """
-    stream_id = f"Order-{command.order_id}"
-    for attempt in range(1, _TRIES + 1):
-        history = await store.read_stream(stream_id)
-        order = Order()
-        for event in history:
-            order = evolve(order, event)
-        try:
-            return await store.append(stream_id, "Order", decide(order, command), expected_version=len(history))
-        except ConcurrencyError:
-            if attempt == _TRIES:
-                raise
-    raise AssertionError("unreachable")
+    return await handle_command(store, ORDER, command.order_id, command)

@@ -80,7 +80,9 @@ def _show(rows: list[asyncpg.Record], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([dict(row) for row in rows], default=str))
     elif rows:
-        table = ScreenTable(*(name.replace("_", " ") for name in dict(rows[0])), box=None)
+        table = ScreenTable(box=None)
+        for name in dict(rows[0]):
+            table.add_column(name.replace("_", " "), overflow="fold")
         for row in rows:
             table.add_row(*(f"{value:,}" if type(value) is int else str(value) for value in row))
         screen.print(table)

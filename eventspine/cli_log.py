@@ -138,7 +138,9 @@ def _table(context: typer.Context, statement: str, parameters: tuple[Any, ...], 
     if as_json:
         typer.echo(json.dumps([dict(row) for row in rows], default=str))
         return
-    table = ScreenTable(*titles, box=None)
+    table = ScreenTable(box=None)
+    for title in titles:
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
     screen.print(table)

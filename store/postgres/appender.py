@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import asyncpg
@@ -52,13 +52,18 @@ class Appender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[AppendRequest] = deque()
         self._held_bytes = 0  # of all requests from their arrival to their outcome
-        self._outside: deque[asyncio.Future[None]] = deque()  # callers who wait for room in the queue
+        self._outside: deque[tuple[asyncio.Future[None], int]] = deque()  # callers who wait for room, and their bytes
         self._most_waiting = 0  # events, since the queue was empty
         self._sender: asyncio.Task[None] | None = None
         self._reaper: asyncio.TimerHandle | None = None
         self._lent = 0  # how often a connection was kept
         self._spare: PoolConnectionProxy | None = None
         self._releases: set[asyncio.Task[None]] = set()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the requests that wait or are under way."""
+        return self._held_bytes
 
     async def send(self, request: AppendRequest) -> Sequence[Outcome]:
         """Send a request with the next batch, and return its outcomes, one for each part. Waits while the queue is full.
@@ -70,40 +75,39 @@ class Appender:
         if self._loop is None:  # kept: asking for it costs a system call each time
             self._loop = asyncio.get_running_loop()
         if self._outside or self._held_bytes >= self._max_waiting_bytes:
-            await self._wait_for_room(self._loop)
+            await self._wait_for_room(self._loop, request.bytes)
+        else:
+            self._held_bytes += request.bytes
         request.done = self._loop.create_future()
         self._waiting.append(request)
-        self._held_bytes += request.bytes
-        if self._outside:
-            self._let_in()
         if self._sender is None:
             self._sender = asyncio.create_task(self._work(), name="eventspine-append")
         try:
             return await request.done
         finally:
-            self._held_bytes -= request.bytes
-            if self._outside:
-                self._let_in()
+            self._give_room(request.bytes)
 
-    async def _wait_for_room(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait_for_room(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
         turn = loop.create_future()
-        self._outside.append(turn)
+        self._outside.append((turn, size))
         try:
             await turn
         except asyncio.CancelledError:
-            if turn in self._outside:
-                self._outside.remove(turn)
-            else:  # the turn had come: it is the next one's now
-                self._let_in()
+            if turn.cancelled():
+                with suppress(ValueError):
+                    self._outside.remove((turn, size))
+            else:  # room was given to us just before
+                self._give_room(size)
             raise
 
-    def _let_in(self) -> None:
-        """Let in who waits longest, if there is room. Who was let in lets the next one in."""
+    def _give_room(self, size: int) -> None:
+        """Take back what a request held, and let in those who wait longest."""
+        self._held_bytes -= size
         while self._outside and self._held_bytes < self._max_waiting_bytes:
-            turn = self._outside.popleft()
-            if not turn.done():
+            turn, wanted = self._outside.popleft()
+            if not turn.done():  # else its caller was cancelled
+                self._held_bytes += wanted
                 turn.set_result(None)
-                return
 
     async def _work(self) -> None:
         """Send batch after batch until nobody waits. Every request taken gets its outcomes or an error."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -48,6 +49,8 @@ _ADVANCE_CHECKPOINT = load_sql(_SQL, "sql/advance_checkpoint")
 _LOAD_SNAPSHOT = load_sql(_SQL, "sql/load_snapshot")
 _SAVE_SNAPSHOT = load_sql(_SQL, "sql/save_snapshot")
 _GUARD = load_sql(_SQL, "sql/guard_transaction")
+
+Result = TypeVar("Result")
 
 _END = 2**63 - 1
 _read_json = msgspec.json.Decoder()
@@ -94,6 +97,11 @@ class PostgresEventStore:
             hash_chain=hash_chain,
             retry_s=retry_s,
         )
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of appends wait or are under way; beyond `max_waiting_bytes`, further calls of `append` wait."""
+        return self._appender.held_bytes
 
     async def register(self, event_types: Sequence[EventType]) -> None:
         """Register event types, all or none; each keeps its schema id for ever. Doing it again changes nothing.
@@ -313,7 +321,7 @@ class PostgresEventStore:
         try:
             request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         except UnknownEventType:  # somebody else may have registered it since we looked
-            self._codec.add(await load_pinned_types(self._pool))
+            await self._load_types()
             protected = await self._protect(appends) if self._codec.holds_personal else appends
             request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         if connection is None:
@@ -327,13 +335,16 @@ class PostgresEventStore:
             ]
         copies = recorded(request, outcomes)
         if self._codec.holds_personal:
-            copies = [await reveal_events(self._codec, self._keys, each) for each in copies]
+            copies = [await self._patiently(partial(reveal_events, self._codec, self._keys, each)) for each in copies]
         return copies
+
+    async def _load_types(self) -> None:
+        self._codec.add(await self._patiently(lambda: load_pinned_types(self._pool)))
 
     async def _protect(self, appends: Sequence[StreamAppend]) -> Sequence[StreamAppend]:
         """Encrypt personal fields. What is no list of events is left for prepare() to refuse."""
         return [
-            append._replace(events=await protect_events(self._codec, self._keys, append.events))
+            append._replace(events=await self._patiently(partial(protect_events, self._codec, self._keys, append.events)))
             if isinstance(append.events, Sequence)
             else append
             for append in appends
@@ -355,10 +366,14 @@ class PostgresEventStore:
             return await self._events(await connection.fetch(_READ_STREAM, *parameters))
 
     async def _read(self, statement: str, *parameters: Any) -> list[Event]:
+        return await self._patiently(partial(self._read_once, statement, *parameters))
+
+    async def _patiently(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do it again while Postgres is away, for `retry_s` seconds."""
         backoff = Backoff(give_up_after_s=self._retry_s)
         while True:
             try:
-                return await self._read_once(statement, *parameters)
+                return await work()
             except Unavailable as error:
                 await wait_or_raise(backoff, error)
 

@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 
-from eventspine import PostgresEventStore
+from eventspine import Event, PostgresEventStore
+from eventspine.store.postgres.group import WorkerGroup
 from tests.event_types import ORDER_PLACED, placed
 from tests.processes import processes
 from tests.waiting import wait_for
@@ -65,6 +68,106 @@ async def test_mistakes_get_a_sentence(tmp_path: Path, database: str) -> None:
     assert "kafka_bootstrap is not set" in await run("relay", "run", dsn=database, folder=tmp_path, code=2)
     (tmp_path / "eventspine.toml").write_text("postgres = 1")
     assert "there is no setting 'postgres'" in await run("migrate", folder=tmp_path, code=2)
+
+
+async def test_looking_at_the_log(store: PostgresEventStore, database: str, tmp_path: Path) -> None:
+    tagged = Event(event_type="OrderPlaced", data=placed().data, tags=("seat:1",), metadata={"correlation_id": "k"})
+    await store.append("Order-1", "Order", [placed(), tagged], 0)
+    await store.append("Basket-1", "Basket", [placed()], 0)
+
+    async def said(*arguments: str, code: int = 0) -> str:
+        return await run(*arguments, dsn=database, folder=tmp_path, code=code)
+
+    async def positions(*arguments: str) -> list[int]:
+        return [json.loads(line)["global_position"] for line in (await said("events", "tail", "--json", *arguments)).splitlines()]
+
+    assert await positions() == [1, 2, 3]
+    assert await positions("--category", "Order", "--last", "1") == [2]
+    assert await positions("--tag", "seat:1") == await positions("--correlation", "k") == [2]
+    assert await positions("--from", "1", "--category", "Basket", "--category", "Order") == [2, 3]
+    shown = await said("events", "show", str(tagged.event_id))
+    assert "Order-1@2  OrderPlaced" in shown
+    assert "[seat:1]" in shown
+    assert "correlation_id: k" in shown
+    assert "there is no event" in await said("events", "show", str(UUID(int=7)), code=1)
+    backwards = (await said("streams", "show", "Order-1", "--backwards")).splitlines()
+    assert ["@2" in backwards[0], "@1" in backwards[1]] == [True, True]
+    [order] = json.loads(await said("streams", "list", "Order", "--json"))
+    assert (order["stream_id"], order["version"]) == ("Order-1", 2)
+    categories = json.loads(await said("streams", "categories", "--json"))
+    assert [(row["category"], row["streams"], row["events"]) for row in categories] == [("Basket", 1, 1), ("Order", 1, 2)]
+    assert "Basket" in await said("streams", "categories")
+
+
+async def test_the_audit(store: PostgresEventStore, pool: asyncpg.Pool, database: str, tmp_path: Path) -> None:
+    async def said(*arguments: str, code: int = 0) -> str:
+        return await run(*arguments, dsn=database, folder=tmp_path, code=code, output=True)
+
+    [event] = await store.append("Order-1", "Order", [placed()], 0)
+    unsealed = PostgresEventStore(pool, hash_chain=False)
+    await unsealed.append("Order-2", "Order", [placed()], 0)
+    assert "1 events are not in the chain yet: `eventspine audit seal`" in await said("audit", "verify")
+    assert "the chain reaches to position 2" in await said("audit", "seal")
+    head = json.loads(await said("audit", "verify", "--json"))["head"]
+    head = f"{head[0]}:{head[1]}"
+    assert f"head {head}" in await said("audit", "verify", "--head", head)
+    proof = tmp_path / "proof.json"
+    proof.write_text(await said("audit", "prove", str(event.event_id)))
+    assert "✓ Order-1@1" in await said("audit", "check", str(proof), "--head", head)
+    proof.write_text(proof.read_text().replace("Order-1", "Order-9"))
+    await said("audit", "check", str(proof), "--head", head, code=1)
+    assert "give POSITION:DIGEST" in await run("audit", "verify", "--head", "x", dsn=database, folder=tmp_path, code=2)
+    await pool.execute(
+        "ALTER TABLE events DISABLE TRIGGER events_append_only; UPDATE events SET event_type = 'x' WHERE version = 1"
+    )
+    assert "✗ altered: the event at position 1" in await said("audit", "verify", "--head", head, code=1)
+
+
+async def test_worker_groups(store: PostgresEventStore, database: str, tmp_path: Path) -> None:
+    async def said(*arguments: str, code: int = 0) -> str:
+        return await run("groups", *arguments, dsn=database, folder=tmp_path, code=code)
+
+    await store.append("Order-1", "Order", [placed(), placed()], 0)
+    broken = True
+
+    async def handle(event: Event) -> None:
+        if broken:
+            raise ValueError("out of paper")
+
+    workers = WorkerGroup(store, "mails", "Order", handle, buckets=2, max_tries=1, poll_s=0.05)
+    working = asyncio.create_task(workers.run())
+
+    async def parked() -> list[dict[str, Any]]:
+        text = await said("parked", "mails", "--json")
+        rows: list[dict[str, Any]] = json.loads(text)
+        return rows
+
+    rows = await wait_for(parked, lambda rows: len(rows) == 2)
+    assert [row["reason"] for row in rows] == ["ValueError: out of paper", "waits behind a parked event of its stream"]
+    [group] = json.loads(await said("list", "--json"))
+    assert (group["group_id"], group["category"], group["parked"], group["workers"]) == ("mails", "Order", 2, 1)
+    assert "".join((await said("parked", "mails")).split()).count("Order-1") == 2  # folded, not cut, where the screen is narrow
+    assert "gave up the event at position 1" in await said("discard", "mails", "Order-1")
+    broken = False
+    assert "1 streams will be tried again" in await said("retry", "mails")
+    await wait_for(parked, lambda rows: not rows)
+    workers.stop()
+    await working
+    assert workers.events == 1
+    assert "nothing is parked" in await said("retry", "mails", code=1)
+    assert "nothing is parked" in await said("discard", "mails", "Order-1", code=1)
+
+
+async def test_rights_of_an_application(database: str, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    role = database.rpartition("/")[2] + "_app"
+    assert "make it first" in await run("grant", role, dsn=database, folder=tmp_path, code=2)
+    await pool.execute(f"CREATE ROLE {role}")
+    try:
+        assert await run("grant", role, dsn=database, folder=tmp_path) == f"{role} can append and read\n"
+        assert await pool.fetchval("SELECT has_table_privilege($1, 'events', 'INSERT')", role)
+        assert not await pool.fetchval("SELECT has_table_privilege($1, 'events', 'UPDATE, DELETE, TRUNCATE')", role)
+    finally:
+        await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_tail_follows(database: str, store: PostgresEventStore, tmp_path: Path) -> None:

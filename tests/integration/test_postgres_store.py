@@ -16,8 +16,21 @@ import asyncpg
 import pytest
 
 import eventspine
-from eventspine import ANY, ConcurrencyError, Event, EventspineError, PostgresEventStore, SettingsError, Unavailable, migrate
+from eventspine import (
+    ANY,
+    AppendCondition,
+    ConcurrencyError,
+    Event,
+    EventspineError,
+    PostgresEventStore,
+    Query,
+    QueryItem,
+    SettingsError,
+    Unavailable,
+    migrate,
+)
 from eventspine.schemas.postgres import load_sql
+from eventspine.store.postgres import grant_application
 from eventspine.store.postgres.migrate import FUNCTIONS, migrations
 from tests.conftest import dsn_of
 from tests.event_types import EVENT_TYPES, paid, placed
@@ -228,6 +241,50 @@ async def test_errors_of_the_database_are_told_apart(empty_database: str, postgr
             pass
 
 
+async def test_an_application_appends_and_can_not_change_history(
+    store: PostgresEventStore, pool: asyncpg.Pool, database: str
+) -> None:
+    role = database.rpartition("/")[2] + "_application"
+    await store.append("Order-1", "Order", [placed()], expected_version=0)
+    await pool.execute(f"CREATE ROLE {role}")
+    try:
+        async with pool.acquire() as connection:
+            await grant_application(connection, role)
+            await grant_application(connection, role)
+        async with asyncpg.create_pool(database, min_size=1, max_size=3, server_settings={"role": role}) as limited:
+            application = PostgresEventStore(limited)
+            condition = AppendCondition(Query(QueryItem(tags=["a"])))
+            event = Event(event_type="OrderPaid", data=paid().data, tags=("b",))
+            await application.append("Order-1", "Order", [event], expected_version=1, condition=condition)
+            await application.import_events("more", [Event(event_type="OrderPaid", data=paid().data, stream_id="Order-2")])
+            await application.save_checkpoint("mails", 2)
+            await application.save_snapshot("Order-1", "Order", {}, version=2)
+            subscription = application.subscribe()
+            assert [(await anext(subscription)).global_position for _ in range(3)] == [1, 2, 3]
+            await subscription.aclose()
+            for statement in (
+                "UPDATE events SET version = 9",
+                "DELETE FROM events",
+                "TRUNCATE events",
+                "DELETE FROM links",
+                "DELETE FROM event_tags",
+                "UPDATE subject_keys SET key = NULL",
+                "ALTER TABLE events DISABLE TRIGGER ALL",
+                "DROP TABLE events",
+            ):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await limited.execute(statement)
+        assert await check_log(pool) == 3
+    finally:
+        await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_rights_for_a_role_that_is_not_there(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        with pytest.raises(SettingsError, match="there is no role 'nobody\"s'; make it first"):
+            await grant_application(connection, 'nobody"s')
+
+
 async def test_a_role_that_may_only_read(store: PostgresEventStore, pool: asyncpg.Pool, database: str) -> None:
     await store.append("Order-1", "Order", [placed()], expected_version=0)
     role = database.rpartition("/")[2] + "_reader"
@@ -394,6 +451,76 @@ async def test_nobody_overtakes_an_append_that_is_not_committed(
         [fast] = await other
     assert fast.global_position == 3
     assert [event.stream_id for event in await store.read_all()] == ["Order-slow", "Order-slow", "Order-fast"]
+
+
+@pytest.mark.parametrize("limit", ["200ms", None])
+async def test_who_waits_for_a_silent_transaction_is_told(
+    store: PostgresEventStore, appender: Appender, pool: asyncpg.Pool, limit: str | None
+) -> None:
+    """The caller's own lock_timeout holds; where there is none, ours does, and only for this lock."""
+    async with pool.acquire() as silent, pool.acquire() as connection:
+        async with silent.transaction():
+            await silent.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+            await appender.append(silent, "Order-1", placed())
+            begun = asyncio.get_running_loop().time()
+            waiting = connection.transaction()
+            await waiting.start()
+            if limit:
+                await connection.execute(f"SET LOCAL lock_timeout = '{limit}'")
+            with pytest.raises(Unavailable, match="lock timeout"):
+                await appender.append(connection, "Order-2", placed())
+            await waiting.rollback()
+            waited_s = asyncio.get_running_loop().time() - begun
+            assert (waited_s >= 9) is (limit is None)
+        async with connection.transaction():
+            await appender.append(connection, "Order-2", placed())
+            assert await connection.fetchval("SELECT current_setting('lock_timeout')") == "0"
+    assert await check_log(pool) == 2
+
+
+async def test_a_transaction_that_falls_silent_is_ended(
+    store: PostgresEventStore, appender: Appender, database: str, pool: asyncpg.Pool
+) -> None:
+    """Its lock would hold up everybody: Postgres cuts it off after the caller's limit, or 10 s."""
+    async with connected(database) as connection:
+        await connection.execute("BEGIN")
+        await appender.append(connection, "Order-0", placed())
+        assert await connection.fetchval("SELECT current_setting('idle_in_transaction_session_timeout')") == "10s"
+        await connection.execute("ROLLBACK; BEGIN; SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+        await appender.append(connection, "Order-1", placed())
+        [event] = await store.append("Order-2", "Order", [placed()], expected_version=0)
+        assert event.global_position == 1
+        with pytest.raises(Unavailable):
+            await appender.append(connection, "Order-1", placed())
+    assert await check_log(pool) == 1
+
+
+async def test_a_full_queue_makes_callers_wait(appender: Appender, pool: asyncpg.Pool, database: str) -> None:
+    """While nothing can be recorded, what waits in memory is bounded; then all of it is recorded, in the order of the calls."""
+    limit, size = 50_000, 10_000
+    async with asyncpg.create_pool(database, min_size=1, max_size=3) as own:
+        store = PostgresEventStore(own, max_waiting_bytes=limit)
+        await store.register(EVENT_TYPES)
+        most = 0
+
+        async def append(number: int) -> int:
+            nonlocal most
+            event = Event(event_type="OrderPlaced", data=placed("c" * size).data)
+            [recorded] = await store.append(f"Order-{number}", "Order", [event], expected_version=0)
+            most = max(most, store.waiting_bytes)
+            return recorded.global_position
+
+        async with pool.acquire() as connection, connection.transaction():
+            await appender.append(connection, "Order-slow", placed())
+            appends = [asyncio.create_task(append(number)) for number in range(40)]
+            await wait_for(lambda: store.waiting_bytes, lambda held: held >= limit)
+            appends[30].cancel()
+        positions = await asyncio.gather(*appends, return_exceptions=True)
+    assert isinstance(positions.pop(30), asyncio.CancelledError)
+    assert positions == list(range(2, 41))
+    assert limit <= most < limit + 2.1 * size  # the last to come in may be one too many: payload, JSON and metadata
+    assert store.waiting_bytes == 0
+    assert await check_log(pool) == 40
 
 
 # Death

@@ -26,7 +26,8 @@
 --
 -- The lock is taken first and held until the transaction ends. So nobody else can append between our look at
 -- max(global_position) and our commit: positions are dense, and become visible in their order. Under REPEATABLE READ
--- the look would use a snapshot from before the lock; such transactions are refused (SQLSTATE 25001).
+-- the look would use a snapshot from before the lock; such transactions are refused (SQLSTATE 25001). The wait for the lock ends
+-- after `lock_timeout`, or 10 s where that is not set (SQLSTATE 55P03): its holder may have fallen silent in a transaction.
 CREATE OR REPLACE FUNCTION append_events(
     stream_ids text[], part_expected bigint[], part_append int[], part_stream int[], part_events int[],
     item_append int[], item_after bigint[], item_tags text[], item_types text[], item_categories text[], item_correlations text[],
@@ -41,6 +42,7 @@ SET enable_seqscan = off
 AS $$
 #variable_conflict use_variable
 DECLARE
+    lock_key       CONSTANT bigint := (1702261358::bigint << 32) | 'events'::regclass::oid::bigint;
     parts          CONSTANT int := cardinality(part_expected);
     event_part     int[];         -- per event: its part
     moment         timestamptz;
@@ -85,7 +87,15 @@ BEGIN
         RAISE EXCEPTION 'append_events() needs READ COMMITTED, not %', upper(current_setting('transaction_isolation'))
             USING ERRCODE = 'active_sql_transaction';
     END IF;
-    PERFORM pg_advisory_xact_lock((1702261358::bigint << 32) | 'events'::regclass::oid::bigint);
+    IF NOT pg_try_advisory_xact_lock(lock_key) THEN
+        IF current_setting('lock_timeout') = '0' THEN
+            PERFORM set_config('lock_timeout', '10s', true);
+            PERFORM pg_advisory_xact_lock(lock_key);
+            PERFORM set_config('lock_timeout', '0', true);
+        ELSE
+            PERFORM pg_advisory_xact_lock(lock_key);
+        END IF;
+    END IF;
 
     SELECT e.global_position, greatest(clock_timestamp(), e.created_at) INTO last_position, moment
       FROM events e ORDER BY e.global_position DESC LIMIT 1;

@@ -40,7 +40,7 @@ from .store import (
     Subscription,
     handle_command,
 )
-from .store.postgres import PostgresEventStore, migrate
+from .store.postgres import PostgresEventStore, WorkerGroup, migrate
 
 __all__ = [
     "ANY",
@@ -81,6 +81,7 @@ __all__ = [
     "TableWriter",
     "Unavailable",
     "UnknownEventType",
+    "WorkerGroup",
     "connect",
     "handle_command",
     "load_event_types",

@@ -1,7 +1,8 @@
 """The event store on Postgres: the authority."""
 
+from .group import WorkerGroup
 from .log import PostgresLog
 from .migrate import grant_application, migrate
 from .store import PostgresEventStore
 
-__all__ = ["PostgresEventStore", "PostgresLog", "grant_application", "migrate"]
+__all__ = ["PostgresEventStore", "PostgresLog", "WorkerGroup", "grant_application", "migrate"]

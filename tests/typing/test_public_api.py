@@ -14,8 +14,10 @@ from eventspine import (
     ANY,
     NO_STREAM,
     STREAM_EXISTS,
+    Aggregate,
     AppendCondition,
     ConcurrencyError,
+    Decider,
     Event,
     EventIdTaken,
     EventStore,
@@ -25,11 +27,17 @@ from eventspine import (
     PostgresEventStore,
     Query,
     QueryItem,
+    Repository,
     Snapshot,
+    SnapshottedRepository,
     StreamAppend,
     Subscription,
     Unavailable,
+    WorkerGroup,
+    handle_command,
+    on,
 )
+from eventspine.testing import given
 
 
 async def place_order(store: EventStore, order_id: str) -> None:
@@ -118,6 +126,36 @@ async def by_hand(pool: asyncpg.Pool, connection: asyncpg.Connection) -> EventSt
     store = PostgresEventStore(pool, max_event_bytes=10_000, retry_s=5)
     await store.register([EventType.from_schema({"type": "record", "name": "OrderPaid", "fields": []}, schema_version=2)])
     return store
+
+
+class Order(Aggregate):
+    paid: int = 0
+
+    def pay(self, cents: int) -> None:
+        self.record("OrderPaid", {"amount_cents": cents})
+
+    @on("OrderPaid")
+    def _paid(self, event: Event) -> None:
+        self.paid += event.data["amount_cents"]
+
+
+async def command(store: EventStore) -> None:
+    orders = Repository(store, Order)
+    assert_type(await orders.load("1"), Order)
+    assert_type(await orders.execute("1", lambda order: order.pay(5)), Order)
+    await orders.execute("1", lambda order: order.ship())  # type: ignore[attr-defined]
+    await SnapshottedRepository(store, Order, every=100).save(Order("1"), metadata={"user_id": "u1"})
+    decider: Decider[int, str] = Decider("Order", 0, lambda paid, command: [], lambda paid, event: paid + 1)
+    assert_type(await handle_command(store, decider, "1", "pay"), list[Event])
+    await handle_command(store, decider, "1", 5)  # type: ignore[misc]
+    given(decider, Event(event_type="OrderPaid", data={})).when("pay").then()
+    given(Order).when(lambda order: order.pay(5)).raises(ConcurrencyError)
+
+
+async def work(store: PostgresEventStore) -> None:
+    async def handle(event: Event) -> None: ...
+
+    await WorkerGroup(store, "mails", "Order", handle, concurrency=4).run()
 
 
 def freeze(event: Event) -> None:

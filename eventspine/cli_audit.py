@@ -17,7 +17,7 @@ from .settings import Settings
 from .store.postgres.audit import AuditReport, Proof, check_proof, prove, seal, verify_log
 from .terminal import AsJson, messages, run
 
-__all__ = ["audit_app"]
+__all__ = ["audit_app", "parse_head"]
 
 audit_app = typer.Typer(no_args_is_help=True, help="Prove that the log is what was recorded.")
 
@@ -30,7 +30,7 @@ def audit_verify(
 ) -> None:
     """Check every event against the hash chain; name what was altered, is missing or was swapped. Exits with 1 if anything is."""
     settings: Settings = context.obj
-    known = _head(head)
+    known = parse_head(head)
 
     async def work() -> AuditReport:
         async with open_pool(settings.need_postgres(), max_connections=2) as pool:
@@ -87,7 +87,7 @@ def audit_check(
     head: Annotated[str, typer.Option(help="POSITION:DIGEST of the chain's end, from somebody you trust.")],
 ) -> None:
     """Check a proof. Needs no database. Exits with 1 if it proves nothing."""
-    known = _head(head)
+    known = parse_head(head)
     assert known is not None
     try:
         proof = msgspec.json.decode(proof_file.read_bytes(), type=Proof)
@@ -99,7 +99,7 @@ def audit_check(
     typer.echo(json.dumps({"metadata": json.loads(proof.metadata), "tags": proof.tags, "payload": proof.payload.hex()}))
 
 
-def _head(text: str | None) -> tuple[int, str] | None:
+def parse_head(text: str | None) -> tuple[int, str] | None:
     if text is None:
         return None
     position, _, digest = text.partition(":")

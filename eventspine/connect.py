@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
 from .schemas import EventType, SettingsError
-from .schemas.postgres import translated
+from .schemas.postgres import PgBouncerConnection, learn_types, translated
 from .store.postgres import PostgresEventStore, migrate
 
 __all__ = ["connect", "open_pool"]
@@ -22,15 +22,30 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
 
     `command_timeout_s` bounds every statement, so that a server that vanished without a word is noticed.
 
+    Through PgBouncer in transaction mode, the DSN ends in `?pgbouncer=true`: then no prepared statement, no LISTEN and no setting
+    is left on a connection between transactions, and subscriptions poll. `?pgbouncer=false` is for a pooler that keeps sessions.
+
     Raises:
-        SettingsError: the DSN is no Postgres DSN, or the login is refused.
+        SettingsError: the DSN is no Postgres DSN, the login is refused, or a pooler is between and the DSN says nothing of it.
         Unavailable: Postgres is away.
     """
     if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
         raise SettingsError(f"{dsn.partition(':')[0]!r} is no store that eventspine knows; use postgresql://user@host/database")
+    address, pgbouncer = _take_pgbouncer(dsn)
     async with translated():
-        pool = await asyncpg.create_pool(dsn, min_size=1, max_size=max_connections, command_timeout=command_timeout_s, timeout=10)
+        pool = await asyncpg.create_pool(
+            address,
+            min_size=1,
+            max_size=max_connections,
+            command_timeout=command_timeout_s,
+            timeout=10,
+            statement_cache_size=0 if pgbouncer else 100,
+            connection_class=PgBouncerConnection if pgbouncer else asyncpg.Connection,
+            init=learn_types if pgbouncer else None,
+        )
     try:
+        if pgbouncer is None:
+            await _check_direct(pool)
         yield pool
     finally:
         try:
@@ -60,3 +75,34 @@ async def connect(
         store = PostgresEventStore(pool, max_event_bytes=max_event_bytes)
         await store.register(event_types)
         yield store
+
+
+def _take_pgbouncer(dsn: str) -> tuple[str, bool | None]:
+    """Return the DSN without `pgbouncer=…`, which is not for Postgres, and what it said; None if it said nothing."""
+    parts = urlsplit(dsn)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    said = [value for name, value in options if name == "pgbouncer"]
+    if not said:
+        return dsn, None
+    if said[-1] not in ("true", "false"):
+        raise SettingsError(f"pgbouncer={said[-1]} in the DSN: say true (it is between, in transaction mode) or false")
+    query = urlencode([option for option in options if option[0] != "pgbouncer"])
+    return urlunsplit(parts._replace(query=query)), said[-1] == "true"
+
+
+async def _check_direct(pool: asyncpg.Pool) -> None:
+    """Refuse a pooler that nobody told of.
+
+    A statement that is prepared on one connection and looked for on another fails at random times, or finds another client's
+    under the same name. A pooler is known by the process id that it gives its clients: it is not the server's.
+
+    Raises:
+        SettingsError: a pooler is between.
+    """
+    async with translated(), pool.acquire() as connection:
+        direct = connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()")
+    if not direct:
+        raise SettingsError(
+            "a pooler stands between this program and Postgres: add ?pgbouncer=true to the DSN for PgBouncer in transaction "
+            "mode, or ?pgbouncer=false if it keeps sessions (pool_mode=session)"
+        )

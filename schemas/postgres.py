@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from .errors import EventspineError, SettingsError, Unavailable
 
-__all__ = ["Connection", "load_sql", "translated"]
+__all__ = ["Connection", "PgBouncerConnection", "learn_types", "load_sql", "translated"]
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """A connection, one's own or borrowed from a pool."""
@@ -31,12 +32,49 @@ _AWAY = (
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.ReadOnlySQLTransactionError,  # a fail-over is under way: this server is (still) a standby
 )
+_POOLED = (  # a statement that was prepared on one of PgBouncer's server connections is not there, or another's is
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.InvalidSQLStatementNameError,
+)
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
+
+
+class PgBouncerConnection(asyncpg.Connection):
+    """A connection to PgBouncer in transaction mode, where each transaction may run on another connection of the server.
+
+    So nothing is left behind on one, and nothing is cleared there: it may be another client's by now. Notifications don't come
+    this way; who would listen polls.
+    """
+
+    keeps_session = False
+
+    async def add_listener(self, channel: str, callback: Any) -> None:
+        """Do nothing: LISTEN would stay on a connection that others use."""
+
+    async def remove_listener(self, channel: str, callback: Any) -> None:
+        """Do nothing."""
+
+    def get_reset_query(self) -> str:
+        """Return no statement: a transaction leaves nothing to reset."""
+        return ""
 
 
 def load_sql(package: str, name: str) -> str:
     """Return the text of `name`.sql, which stands in the folder of `package`."""
     return files(package).joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+async def learn_types(connection: asyncpg.Connection) -> None:
+    """Let asyncpg ask for the types of our statements now, in a transaction that is rolled back.
+
+    It switches jit off for that question, and on again, for the whole session: behind PgBouncer, on two different ones.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.fetchrow(load_sql("eventspine.schemas", "sql/array_types"))
+    finally:
+        await transaction.rollback()
 
 
 @asynccontextmanager
@@ -45,7 +83,7 @@ async def translated() -> AsyncIterator[None]:
 
     Raises:
         Unavailable: the server is away, starting, stopping or out of resources: retry.
-        SettingsError: tables are missing, the login is refused, or a right is missing.
+        SettingsError: tables are missing, the login is refused, a right is missing, or PgBouncer is between and nobody said so.
         EventspineError: anything else that Postgres refused.
     """
     try:
@@ -58,6 +96,11 @@ async def translated() -> AsyncIterator[None]:
         asyncpg.ClientConfigurationError,
     ) as error:
         raise SettingsError(f"Postgres refused the connection: {error}; check the DSN") from error
+    except _POOLED as error:
+        raise SettingsError(
+            f"{error.args[0]}: PgBouncer stands between, which keeps no prepared statements in transaction mode; add "
+            "?pgbouncer=true to the DSN, or statement_cache_size=0 to asyncpg.create_pool() if the pool is yours"
+        ) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise SettingsError(f"Postgres refused: {error}; grant the right or use another role") from error
     except _AWAY as error:

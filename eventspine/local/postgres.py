@@ -59,7 +59,7 @@ class PostgresService(Service):
     def launch(self) -> Launch:
         settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = [str(_binary("postgres")), "-D", str(self._data), "-p", str(self.port), *settings]
-        return Launch([*_as_server_user(), *command], {"LC_ALL": "C", "TZ": "UTC"})
+        return Launch([*as_server_user(), *command], {"LC_ALL": "C", "TZ": "UTC"})
 
     def is_ready(self) -> bool:
         # Standing in for a client: pg_isready only asks whether somebody answers, so create the database, which needs it all.
@@ -83,7 +83,7 @@ class PostgresService(Service):
     def _call(self, command: list[str]) -> None:
         with self.log_path.open("ab") as log:
             done = subprocess.run(
-                [*_as_server_user(), str(_binary(command[0])), *command[1:]],
+                [*as_server_user(), str(_binary(command[0])), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -96,7 +96,7 @@ class PostgresService(Service):
             raise LocalStackError(said, log_path=self.log_path)
 
 
-def _as_server_user() -> list[str]:
+def as_server_user() -> list[str]:
     """Return what to put before a server's command: as root, a change to the user `nobody`.
 
     CAP_DAC_OVERRIDE stays with the server, so that it can reach a data folder below folders that only root may enter.

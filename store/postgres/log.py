@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from ...schemas import PinnedType, StoredEvent, Unavailable
+from ...schemas import PinnedType, SettingsError, StoredEvent, Unavailable
 from ...schemas.pins import load_pinned_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
 
@@ -110,8 +110,16 @@ class PostgresLog:
 
         Leadership ends with the connection. It is for liveness only: a process that has lost it, and does not know yet,
         must be stopped by other means (the relay: by Kafka's producer epoch).
+
+        Raises:
+            SettingsError: PgBouncer is between, which would leave the lock on a connection that others use.
         """
         async with self._borrowed() as connection:
+            if not getattr(connection, "keeps_session", True):
+                raise SettingsError(
+                    "the relay leads by a lock of its session, and PgBouncer keeps no sessions: give it a DSN that leads to "
+                    "Postgres itself, without ?pgbouncer=true"
+                )
             yield Lead(connection, name)
 
     @asynccontextmanager

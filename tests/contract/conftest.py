@@ -9,8 +9,12 @@ import asyncpg
 import pytest
 
 from eventspine import EventStore, EventType, PostgresEventStore
+from eventspine.schemas.postgres import PgBouncerConnection, learn_types
 from tests.conftest import dsn_of
 from tests.event_types import EVENT_TYPES
+from tests.pgbouncer import PgBouncer, pgbouncer
+
+__all__ = ["pgbouncer"]
 
 
 class Backend(Protocol):
@@ -72,7 +76,47 @@ async def postgres_backend(database: str) -> AsyncIterator[Backend]:
     backend.close()
 
 
-@pytest.fixture(params=["postgres"])
+class PgBouncerBackend(PostgresBackend):
+    """The same through PgBouncer in transaction mode; connections are cut between it and Postgres."""
+
+    def __init__(self, dsn: str, through: str) -> None:
+        super().__init__(dsn)
+        self._through = through
+
+    async def open(self, *event_types: EventType) -> PostgresEventStore:
+        pool = await asyncpg.create_pool(
+            self._through, max_size=4, min_size=1, command_timeout=60,
+            statement_cache_size=0, connection_class=PgBouncerConnection, init=learn_types,
+        )  # fmt: skip
+        self.pools.append(pool)
+        store = PostgresEventStore(pool)
+        await store.register(event_types)
+        return store
+
+
+@pytest.fixture
+async def pgbouncer_backend(database: str, pgbouncer: PgBouncer) -> AsyncIterator[Backend]:
+    backend = PgBouncerBackend(database, pgbouncer.through(database))
+    yield backend
+    backend.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run each test of the suite once through PgBouncer: other data takes the same way."""
+    taken: set[str] = set()
+    further = []
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.callspec.params.get("backend") == "pgbouncer":
+            name = f"{item.path}::{item.originalname}"
+            if name in taken:
+                further.append(item)
+            taken.add(name)
+    if further:
+        config.hook.pytest_deselected(items=further)
+        items[:] = [item for item in items if item not in further]
+
+
+@pytest.fixture(params=["postgres", "pgbouncer"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     backend: Backend = request.getfixturevalue(f"{request.param}_backend")
     return backend

@@ -1,0 +1,3 @@
+-- The last position that is in the hash chain, 0 if nothing is.
+--   ->   bigint
+SELECT coalesce(max(last_position), 0) FROM links

@@ -31,8 +31,11 @@ lock:            ## resolve the dependencies again into requirements.lock
 demo:            ## the flights demo: one month
 	@scripts/demo
 
+soak:            ## random histories of writers, kills and readers, for ten minutes
+	@scripts/soak histories --minutes 10
+
 bench:           ## the benchmarks, into benchmarks/RESULTS.md
 	@benchmarks/run
 
-.PHONY: help setup test unit lint format types lock demo bench
+.PHONY: help setup test unit lint format types lock demo soak bench
 .DEFAULT_GOAL := help

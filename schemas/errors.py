@@ -44,6 +44,16 @@ __all__ = [
 class EventspineError(Exception):
     """Anything that eventspine raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it pass between processes: constructors take facts, not the sentence."""
+        return _restore, (type(self), self.args, vars(self))
+
+
+def _restore(cls: type[EventspineError], args: tuple[Any, ...], facts: dict[str, Any]) -> EventspineError:
+    error = cls.__new__(cls, *args)
+    vars(error).update(facts)
+    return error
+
 
 class InvalidEvent(EventspineError, ValueError):
     """Refuse an event (or its stream's name) before anything is written.

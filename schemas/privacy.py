@@ -30,7 +30,7 @@ from .codec import Codec
 from .errors import DecodeError, InvalidEvent, SettingsError
 from .event import Event
 from .event_type import EventType
-from .postgres import load_sql, translated
+from .postgres import Connection, load_sql, translated
 
 __all__ = ["ERASED", "KeyRing", "encrypt", "protect_events", "reveal_events"]
 
@@ -53,21 +53,28 @@ class KeyRing:
         self._keep_s = keep_s
         self._kept: dict[str, tuple[float, bytes | None]] = {}
 
-    async def load(self, subjects: set[str], *, make: bool = False) -> dict[str, bytes | None]:
-        """Return the key of each subject; None = erased. Unknown subjects are left out, or with `make` get a new key."""
+    async def load(
+        self, subjects: set[str], *, make: bool = False, connection: Connection | None = None
+    ) -> dict[str, bytes | None]:
+        """Return the key of each subject; None = erased. Unknown subjects are left out, or with `make` get a new key.
+
+        With `connection`, new keys are part of the transaction that is open on it. They are not kept in memory: it may roll back.
+        """
+        database = connection or self._pool
         now = time.monotonic()
         keys = {subject: kept[1] for subject in subjects if (kept := self._kept.get(subject)) and kept[0] > now}
         missing = sorted(subjects - keys.keys())
         if missing:
             async with translated():
-                found = {row["subject"]: row["key"] for row in await self._pool.fetch(_LOAD_KEYS, missing)}
+                found = {row["subject"]: row["key"] for row in await database.fetch(_LOAD_KEYS, missing)}
                 new = [subject for subject in missing if subject not in found] if make else []
                 if new:
-                    await self._pool.execute(_MAKE_KEYS, new, [secrets.token_bytes(32) for _ in new])
-                    found |= {row["subject"]: row["key"] for row in await self._pool.fetch(_LOAD_KEYS, new)}
+                    await database.execute(_MAKE_KEYS, new, [secrets.token_bytes(32) for _ in new])
+                    found |= {row["subject"]: row["key"] for row in await database.fetch(_LOAD_KEYS, new)}
             if len(self._kept) + len(found) > _MAX_KEYS:
                 self._kept.clear()
-            self._kept |= {subject: (now + self._keep_s, key) for subject, key in found.items()}
+            if connection is None:
+                self._kept |= {subject: (now + self._keep_s, key) for subject, key in found.items()}
             keys |= found
         return keys
 
@@ -76,7 +83,9 @@ class KeyRing:
         self._kept.pop(subject, None)
 
 
-async def protect_events(codec: Codec, keys: KeyRing, events: Sequence[Event]) -> list[Event]:
+async def protect_events(
+    codec: Codec, keys: KeyRing, events: Sequence[Event], connection: Connection | None = None
+) -> list[Event]:
     """Return the events with their personal values encrypted; subjects that are new get a key.
 
     Raises:
@@ -86,17 +95,19 @@ async def protect_events(codec: Codec, keys: KeyRing, events: Sequence[Event]) -
     subjects = {_subject_of(event, event_type) for event, event_type in typed if event_type is not None}
     if not subjects:
         return list(events)
-    known = await keys.load(subjects, make=True)
+    known = await keys.load(subjects, make=True, connection=connection)
     return [event if event_type is None else _protect(event, event_type, known) for event, event_type in typed]
 
 
-async def reveal_events(codec: Codec, keys: KeyRing, events: Sequence[Event]) -> list[Event]:
+async def reveal_events(
+    codec: Codec, keys: KeyRing, events: Sequence[Event], connection: Connection | None = None
+) -> list[Event]:
     """Return the events with their personal values readable, or as erased where the key is gone."""
     typed = [(event, _personal_type(codec, event)) for event in events]
     subjects = {str(event.data.get(event_type.subject)) for event, event_type in typed if event_type is not None}
     if not subjects:
         return list(events)
-    known = await keys.load(subjects)
+    known = await keys.load(subjects, connection=connection)
     return [event if event_type is None else _reveal(event, event_type, known) for event, event_type in typed]
 
 

@@ -317,12 +317,12 @@ class PostgresEventStore:
         self, appends: Sequence[StreamAppend], condition: AppendCondition | None, connection: Connection | None
     ) -> list[list[Event]]:
         now = rfc3339_now()
-        protected = await self._protect(appends) if self._codec.holds_personal else appends
+        protected = await self._protect(appends, connection) if self._codec.holds_personal else appends
         try:
             request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         except UnknownEventType:  # somebody else may have registered it since we looked
-            await self._load_types()
-            protected = await self._protect(appends) if self._codec.holds_personal else appends
+            await self._load_types(connection)
+            protected = await self._protect(appends, connection) if self._codec.holds_personal else appends
             request = prepare(self._codec, protected, condition, now=now, max_event_bytes=self._max_event_bytes)
         if connection is None:
             outcomes = await self._appender.send(request)
@@ -334,21 +334,25 @@ class PostgresEventStore:
                 for part, outcome in zip(request.parts, outcomes, strict=True)
             ]
         copies = recorded(request, outcomes)
-        if self._codec.holds_personal:
-            copies = [await self._patiently(partial(reveal_events, self._codec, self._keys, each)) for each in copies]
-        return copies
+        return [await self._reveal(each, connection) for each in copies] if self._codec.holds_personal else copies
 
-    async def _load_types(self) -> None:
-        self._codec.add(await self._patiently(lambda: load_pinned_types(self._pool)))
+    # With the caller's connection, nothing here asks the pool for another one: callers may hold all of them.
 
-    async def _protect(self, appends: Sequence[StreamAppend]) -> Sequence[StreamAppend]:
+    async def _load_types(self, connection: Connection | None = None) -> None:
+        self._codec.add(await self._patiently(partial(load_pinned_types, connection or self._pool), connection))
+
+    async def _protect(self, appends: Sequence[StreamAppend], connection: Connection | None) -> Sequence[StreamAppend]:
         """Encrypt personal fields. What is no list of events is left for prepare() to refuse."""
-        return [
-            append._replace(events=await self._patiently(partial(protect_events, self._codec, self._keys, append.events)))
-            if isinstance(append.events, Sequence)
-            else append
-            for append in appends
-        ]
+        protected = []
+        for append in appends:
+            if isinstance(append.events, Sequence):
+                protect = partial(protect_events, self._codec, self._keys, append.events, connection)
+                append = append._replace(events=await self._patiently(protect, connection))
+            protected.append(append)
+        return protected
+
+    async def _reveal(self, events: Sequence[Event], connection: Connection | None) -> list[Event]:
+        return await self._patiently(partial(reveal_events, self._codec, self._keys, events, connection), connection)
 
     async def _append_within(self, connection: Connection, request: AppendRequest) -> Sequence[Outcome]:
         _check_transaction(connection)
@@ -363,13 +367,16 @@ class PostgresEventStore:
         if connection is None:
             return await self._read(_READ_STREAM, *parameters)
         async with translated():
-            return await self._events(await connection.fetch(_READ_STREAM, *parameters))
+            rows = await connection.fetch(_READ_STREAM, *parameters)
+        return await self._events(rows, connection)
 
     async def _read(self, statement: str, *parameters: Any) -> list[Event]:
         return await self._patiently(partial(self._read_once, statement, *parameters))
 
-    async def _patiently(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Do it again while Postgres is away, for `retry_s` seconds."""
+    async def _patiently(self, work: Callable[[], Awaitable[Result]], connection: Connection | None = None) -> Result:
+        """Do it again while Postgres is away, for `retry_s` seconds; in the caller's transaction once only."""
+        if connection is not None:
+            return await work()
         backoff = Backoff(give_up_after_s=self._retry_s)
         while True:
             try:
@@ -392,13 +399,13 @@ class PostgresEventStore:
         full = len(events) == batch_size
         return Following(events, events[-1].global_position if full else max(after, end), full)
 
-    async def _events(self, rows: Sequence[asyncpg.Record]) -> list[Event]:
+    async def _events(self, rows: Sequence[asyncpg.Record], connection: Connection | None = None) -> list[Event]:
         try:
             events = _decode(self._codec, rows)
         except UnknownSchemaId:
-            self._codec.add(await load_pinned_types(self._pool))
+            self._codec.add(await load_pinned_types(connection or self._pool))
             events = _decode(self._codec, rows)
-        return await reveal_events(self._codec, self._keys, events) if self._codec.holds_personal else events
+        return await reveal_events(self._codec, self._keys, events, connection) if self._codec.holds_personal else events
 
 
 def _decode(codec: Codec, rows: Sequence[asyncpg.Record]) -> list[Event]:

@@ -523,6 +523,19 @@ async def test_a_full_queue_makes_callers_wait(appender: Appender, pool: asyncpg
     assert await check_log(pool) == 40
 
 
+async def test_callers_may_hold_every_connection_of_the_pool(database: str, store: PostgresEventStore) -> None:
+    """A store that knows no types yet looks them up on the caller's connection."""
+    event = placed()
+    async with (
+        asyncpg.create_pool(database, min_size=1, max_size=1) as own,
+        asyncio.timeout(20),
+        own.acquire() as connection,
+        connection.transaction(),
+    ):
+        first = await PostgresEventStore(own).append("Order-1", "Order", [event], 0, connection=connection)
+        assert await PostgresEventStore(own).append("Order-1", "Order", [event], 0, connection=connection) == first
+
+
 # Death
 
 

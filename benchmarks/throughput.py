@@ -1,11 +1,9 @@
-"""Events a second: append, relay, projection; each beside its naive loop, ours and the rival's in turn."""
+"""Events a second of relay and projections, each beside its naive loop, ours and the rival's in turn."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -13,35 +11,13 @@ import asyncpg
 from benchmarks import naive
 from benchmarks.bench import Figure, create_topic, data, database, fill, open_store, reached
 from benchmarks.processes import command
-from eventspine import Event, Projection
+from eventspine import Projection
 from eventspine.local import Endpoints
-
-
-async def measure_append(endpoints: Endpoints, figure: Figure, events: int, tasks: int, rival_tasks: int) -> None:
-    """One-event appends to distinct streams, with validation, through the whole client."""
-    async with database(endpoints) as (_, pool):
-        store = await open_store(pool)
-
-        async def append(number: int) -> None:
-            event = Event(event_type="OrderPlaced", data=data(number))
-            await store.append(f"Order-{number}", "Order", [event], expected_version=0)
-
-        figure.ours.append(await _rate(append, events, tasks))
-        assert await pool.fetchval("SELECT count(*) FROM events") == events
-
-        await pool.execute(naive.SCHEMA)
-
-        async def append_naively(number: int) -> None:
-            await naive.append(pool, f"Order-{number}", data(number), 0)
-
-        rival_events = min(events, 500 + 200 * rival_tasks)
-        figure.rival.append(await _rate(append_naively, rival_events, rival_tasks))
-        assert await pool.fetchval("SELECT count(*) FROM naive_events") == rival_events
 
 
 async def measure_relay(endpoints: Endpoints, figure: Figure, events: int, rival_events: int) -> None:
     """Drain a backlog, from the first transaction to the last; in a process of its own."""
-    async with database(endpoints) as (dsn, pool):
+    async with database(endpoints.postgres_dsn) as (dsn, pool):
         store = await open_store(pool)
         await fill(store, events)
         async with command(dsn, endpoints, f"b{uuid4().hex}.", ["relay", "run"]) as relay:
@@ -62,7 +38,7 @@ async def measure_projection(
     endpoints: Endpoints, figures: dict[type[Projection], Figure], events: int, rival_events: int
 ) -> None:
     """A filled topic into a table, from the first batch that was seen to the last event; in a process of its own."""
-    async with database(endpoints) as (dsn, pool):
+    async with database(endpoints.postgres_dsn) as (dsn, pool):
         store = await open_store(pool)
         await fill(store, events)
         prefix = f"b{uuid4().hex}."
@@ -97,18 +73,6 @@ async def measure_projection(
         await projecting
         for figure in figures.values():
             figure.rival.append(rival_events / (time.perf_counter() - first))
-
-
-async def _rate(work: Callable[[int], Coroutine[Any, Any, None]], count: int, tasks: int) -> float:
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        for number in numbers:
-            await work(number)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(tasks)))
-    return count / (time.perf_counter() - started)
 
 
 async def _applied(pool: asyncpg.Pool, projection: str) -> int:

@@ -7,11 +7,11 @@ Source: the wire format is a zero byte, the schema id as a 4-byte big-endian int
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from io import BytesIO
 from math import isinf
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 from fastavro import schemaless_reader, schemaless_writer
@@ -19,6 +19,7 @@ from fastavro.validation import ValidationError, validate
 
 from .errors import DecodeError, InvalidEvent, SchemaError, UnknownEventType
 from .event_type import EventType
+from .reader import compile_reader
 
 __all__ = ["Codec", "Encoded", "PinnedType", "UnknownSchemaId", "check_new_definition", "has_nul", "json_of", "schema_id_of"]
 
@@ -55,6 +56,7 @@ class Codec:
     def __init__(self) -> None:
         self._by_id: dict[int, PinnedType] = {}
         self._by_name: dict[tuple[str, int], PinnedType] = {}
+        self._readers: dict[bytes, Callable[[bytes], dict[str, Any]] | None] = {}  # by the first five bytes, as they are needed
         self.holds_personal = False
         """Whether some known type has personal fields; see `eventspine.schemas.privacy`."""
 
@@ -103,8 +105,7 @@ class Codec:
         try:
             schemaless_writer(buffer, schema, data, strict_allow_default=True)
             payload = buffer.getvalue()
-            buffer.seek(5)
-            decoded = cast(dict[str, Any], schemaless_reader(buffer, schema, None))
+            decoded = self.decode(payload)
             # 2**31 in an "int" is written, and read again by fastavro; readers in other languages refuse it.
             if decoded != data or (pinned.event_type.holds_int and _holds_large_int(decoded)):
                 _explain_difference(data, decoded, schema)
@@ -123,10 +124,18 @@ class Codec:
         Raises:
             DecodeError: foreign or truncated bytes, or a schema id that is not known here.
         """
+        read = self._readers.get(payload[:5])
+        if read is not None:
+            try:
+                return read(payload)
+            except Exception:  # noqa: S110 - fastavro says what is wrong, below
+                pass
         schema_id = schema_id_of(payload)
         pinned = self._by_id.get(schema_id)
         if pinned is None:
             raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
+        if payload[:5] not in self._readers:
+            self._readers[payload[:5]] = compile_reader(pinned.event_type.parsed, offset=5)
         buffer = BytesIO(payload)
         buffer.seek(5)
         try:

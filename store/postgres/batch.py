@@ -57,9 +57,13 @@ class AppendRequest:
         self.condition = condition
         self.done: asyncio.Future[Sequence[Outcome]] | None = None
         if len(parts) == 1 and len(parts[0].encoded) == 1:  # most are like this
-            encoded: tuple[EncodedEvent, ...] = parts[0].encoded
-        else:
-            encoded = tuple(each for part in parts for each in part.encoded)
+            [only] = parts[0].encoded
+            self.events = 1
+            self.ids = {only.event_id.int}
+            self.tags = set(only.tags) if only.tags else None
+            self.bytes = len(only.payload) + len(only.json) + len(only.metadata_json)
+            return
+        encoded = [each for part in parts for each in part.encoded]
         self.events = len(encoded)
         self.ids = {each.event_id.int for each in encoded}
         self.tags = {tag for each in encoded for tag in each.tags} if any(each.tags for each in encoded) else None

@@ -73,16 +73,6 @@ DECLARE
     repeated       int;           -- how many parts of this append were recorded as they are
     written        boolean := false;
 BEGIN
-    part_append := coalesce(part_append, ARRAY(SELECT generate_series(1, parts)));
-    part_stream := coalesce(part_stream, ARRAY(SELECT generate_series(1, parts)));
-    IF part_events IS NULL THEN
-        event_part := ARRAY(SELECT generate_series(1, parts));
-        part_events := array_fill(1, ARRAY[parts]);
-    ELSE
-        event_part := ARRAY(SELECT p.n FROM unnest(part_events) WITH ORDINALITY AS p (events, n), generate_series(1, p.events) AS e (n)
-                             ORDER BY p.n, e.n);
-    END IF;
-    event_kind := coalesce(event_kind, array_fill(1, ARRAY[cardinality(ids)]));
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'append_events() needs READ COMMITTED, not %', upper(current_setting('transaction_isolation'))
             USING ERRCODE = 'active_sql_transaction';
@@ -96,6 +86,42 @@ BEGIN
             PERFORM pg_advisory_xact_lock(lock_key);
         END IF;
     END IF;
+
+    -- One event to one stream is most of what a lone writer sends: a statement does all of it, unless something is in the way.
+    IF parts = 1 AND cardinality(ids) = 1 AND cardinality(item_append) = 0 AND tags IS NULL THEN
+        INSERT INTO events AS e (global_position, id, stream_id, stream_type, version, event_type, schema_version,
+                                 event_data, metadata, payload, created_at)
+        SELECT coalesce(log.global_position, 0) + 1, ids[1], stream_ids[1], split_part(stream_ids[1], '-', 1),
+               coalesce(last.version, 0) + 1, kind_types[1], kind_versions[1], data[1], metadata[1], payloads[1],
+               greatest(clock_timestamp(), log.created_at)
+          FROM (VALUES (part_expected[1])) AS the (expected)
+          LEFT JOIN LATERAL (SELECT p.global_position, p.created_at FROM events p ORDER BY p.global_position DESC LIMIT 1) log
+            ON true
+          LEFT JOIN LATERAL (SELECT v.version FROM events v WHERE v.stream_id = stream_ids[1] ORDER BY v.version DESC LIMIT 1) last
+            ON true
+         WHERE (the.expected IN (-1, coalesce(last.version, 0)) OR (the.expected = -2 AND last.version > 0))
+           AND NOT EXISTS (SELECT FROM events known WHERE known.id = ids[1])
+        RETURNING 'appended', e.version, e.global_position, e.created_at INTO outcome, version, "position", created_at;
+        IF FOUND THEN
+            IF link AND "position" - 1 = coalesce((SELECT l.last_position FROM links l ORDER BY l.number DESC LIMIT 1), 0) THEN
+                PERFORM link_events("position");
+            END IF;
+            PERFORM pg_notify('eventspine_' || 'events'::regclass::oid, "position"::text);
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END IF;
+
+    part_append := coalesce(part_append, ARRAY(SELECT generate_series(1, parts)));
+    part_stream := coalesce(part_stream, ARRAY(SELECT generate_series(1, parts)));
+    IF part_events IS NULL THEN
+        event_part := ARRAY(SELECT generate_series(1, parts));
+        part_events := array_fill(1, ARRAY[parts]);
+    ELSE
+        event_part := ARRAY(SELECT p.n FROM unnest(part_events) WITH ORDINALITY AS p (events, n), generate_series(1, p.events) AS e (n)
+                             ORDER BY p.n, e.n);
+    END IF;
+    event_kind := coalesce(event_kind, array_fill(1, ARRAY[cardinality(ids)]));
 
     SELECT e.global_position, greatest(clock_timestamp(), e.created_at) INTO last_position, moment
       FROM events e ORDER BY e.global_position DESC LIMIT 1;

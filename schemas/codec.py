@@ -38,7 +38,7 @@ class PinnedType(NamedTuple):
     event_type: EventType
 
 
-class Encoded(NamedTuple):
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """What is stored of an event's data: `payload` is the truth, `json` is for people and queries.
 
     `data` is the payload decoded again: what every reader will see (defaults filled in, numbers in the schema's type).
@@ -235,7 +235,7 @@ def _holds_large_int(value: Any) -> bool:
 
 def has_nul(text: bytes, value: Any) -> bool:
     """Tell whether a value, whose JSON is `text`, contains a NUL character, which jsonb can't hold."""
-    return b"\\u0000" in text and _contains_nul(value)
+    return b"\\" in text and b"\\u0000" in text and _contains_nul(value)
 
 
 def _contains_nul(value: Any) -> bool:

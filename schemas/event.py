@@ -32,7 +32,7 @@ _MAX_TAGS = 100
 _IDENTIFIERS = ("correlation_id", "causation_id", "user_id")
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # no part of a cycle, so nothing for the garbage collector
     """A fact: what happened, to which stream, who or what caused it, and, once recorded, its places.
 
     To append one, give `event_type` and `data`; `event_id` is a new UUIDv7 unless given. `metadata` holds the

@@ -54,7 +54,8 @@ class Appender:
         self._held_bytes = 0  # of all requests from their arrival to their outcome
         self._outside: deque[tuple[asyncio.Future[None], int]] = deque()  # callers who wait for room, and their bytes
         self._most_waiting = 0  # events, since the queue was empty
-        self._sender: asyncio.Task[None] | None = None
+        self._sending = False  # a batch is under way
+        self._sender: asyncio.Task[None] | None = None  # sends what waits; held here so that it is not collected
         self._reaper: asyncio.TimerHandle | None = None
         self._lent = 0  # how often a connection was kept
         self._spare: PoolConnectionProxy | None = None
@@ -78,14 +79,30 @@ class Appender:
             await self._wait_for_room(self._loop, request.bytes)
         else:
             self._held_bytes += request.bytes
-        request.done = self._loop.create_future()
-        self._waiting.append(request)
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._work(), name="eventspine-append")
         try:
+            if not self._sending:
+                return await self._send_alone(request)
+            request.done = self._loop.create_future()
+            self._waiting.append(request)
             return await request.done
         finally:
             self._give_room(request.bytes)
+
+    async def _send_alone(self, request: AppendRequest) -> Sequence[Outcome]:
+        """Send what finds nobody under way from its caller's own task: a task for it would take two more turns of the loop."""
+        self._sending = True
+        try:
+            return await self._append_with_retry([request])
+        finally:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Let a task send what came meanwhile, if anything did."""
+        while self._waiting and _pending(self._waiting[0]).done():  # its caller has gone
+            self._waiting.popleft()
+        self._sending = bool(self._waiting)
+        if self._sending:
+            self._sender = asyncio.create_task(self._work(), name="eventspine-append")
 
     async def _wait_for_room(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
         turn = loop.create_future()
@@ -120,6 +137,7 @@ class Appender:
             raise
         finally:
             self._sender = None
+            self._send_waiting()
 
     def _take(self) -> list[AppendRequest]:
         """Take the next batch: all that wait, or half of the most that waited at once."""
@@ -200,7 +218,7 @@ class Appender:
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
             self._spare = None
-        elif self._spare is not None or self._sender is not None:
+        elif self._spare is not None or self._sending:
             self._reaper = self._loop.call_later(_LINGER_S, self._watch_spare, self._lent)
 
     async def _give_back(self, connection: PoolConnectionProxy) -> None:

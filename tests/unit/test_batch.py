@@ -109,10 +109,10 @@ def test_arguments_describe_the_batch(batch: list[AppendRequest]) -> None:
         (encoded.event_type, encoded.schema_version) for encoded in flat
     ]
     assert (ids, data, metadata, payloads) == (
-        tuple(each.event_id for each in flat), tuple(each.json for each in flat),
-        tuple(each.metadata_json for each in flat), tuple(each.payload for each in flat),
+        [each.event_id for each in flat], [each.json for each in flat],
+        [each.metadata_json for each in flat], [each.payload for each in flat],
     )  # fmt: skip
-    assert (item_append, item_after, item_tags, item_types, item_categories, item_correlations) == ([], [], [], [], [], [])
+    assert (item_append, item_after, item_tags, item_types, item_categories, item_correlations) == (None,) * 6
     assert (tags, link) == (None, True)
 
 
@@ -131,7 +131,7 @@ def test_arguments_of_several_parts_conditions_and_tags() -> None:
     alone = request("Order-2", placed())
     drawn = arguments([both, alone], hash_chain=False)
     assert drawn[:5] == (["Order-1", "Order-2"], [0, -1, -1], [1, 1, 2], [1, 2, 2], [1, 2, 1])
-    assert drawn[5:11] == ([1, 1], [7, 7], ['{"a","b"}', "{}"], ["{}", '{"T\\"x\\\\"}'], ["{}", "{}"], [None, "c"])
+    assert drawn[5:11] == ((1, 1), (7, 7), ['{"a","b"}', "{}"], ["{}", '{"T\\"x\\\\"}'], ["{}", "{}"], [None, "c"])
     assert drawn[11:14] == (["OrderPlaced", "OrderPaid"], [1, 1], [1, 1, 2, 1])
     assert drawn[17] == ['{"x","y\\"\\\\"}', None, None, None]
     assert drawn[19] is False

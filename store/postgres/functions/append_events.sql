@@ -8,7 +8,7 @@
 --   part_append    int[]     per part: its append (1, 2, …, rising); the parts of one name different streams; NULL = 1, 2, 3 …
 --   part_stream    int[]     per part: its stream (1-based place in stream_ids); NULL = 1, 2, 3 …
 --   part_events    int[]     per part: how many events it holds (>= 1); they follow each other below; NULL = one each
---   item_append … item_correlations  the conditions, as find_events() takes them; owner = the append. Empty = none
+--   item_append … item_correlations  the conditions, as find_events() takes them; owner = the append. NULL = none
 --   kind_types, kind_versions  text[], int[]  the event types and schema versions of the batch
 --   event_kind     int[]     per event: its kind (1-based place in these); NULL = all are of the first
 --   ids … payloads           per event: the columns of the table events; tags as array literals, NULL = no event has any
@@ -87,27 +87,39 @@ BEGIN
         END IF;
     END IF;
 
-    -- One event to one stream is most of what a lone writer sends: a statement does all of it, unless something is in the way.
-    IF parts = 1 AND cardinality(ids) = 1 AND cardinality(item_append) = 0 AND tags IS NULL THEN
-        INSERT INTO events AS e (global_position, id, stream_id, stream_type, version, event_type, schema_version,
-                                 event_data, metadata, payload, created_at)
-        SELECT coalesce(log.global_position, 0) + 1, ids[1], stream_ids[1], split_part(stream_ids[1], '-', 1),
-               coalesce(last.version, 0) + 1, kind_types[1], kind_versions[1], data[1], metadata[1], payloads[1],
-               greatest(clock_timestamp(), log.created_at)
-          FROM (VALUES (part_expected[1])) AS the (expected)
-          LEFT JOIN LATERAL (SELECT p.global_position, p.created_at FROM events p ORDER BY p.global_position DESC LIMIT 1) log
-            ON true
-          LEFT JOIN LATERAL (SELECT v.version FROM events v WHERE v.stream_id = stream_ids[1] ORDER BY v.version DESC LIMIT 1) last
-            ON true
-         WHERE (the.expected IN (-1, coalesce(last.version, 0)) OR (the.expected = -2 AND last.version > 0))
-           AND NOT EXISTS (SELECT FROM events known WHERE known.id = ids[1])
-        RETURNING 'appended', e.version, e.global_position, e.created_at INTO outcome, version, "position", created_at;
+    -- Most batches are one event each to as many streams, and nothing is in the way: one statement then writes them all. Where anything
+    -- is, it writes nothing, and each part is decided below.
+    IF part_append IS NULL AND part_stream IS NULL AND part_events IS NULL AND tags IS NULL AND item_append IS NULL THEN
+        RETURN QUERY
+        WITH log AS MATERIALIZED (
+            SELECT coalesce(last.global_position, 0) AS global_position, greatest(clock_timestamp(), last.created_at) AS moment
+              FROM (SELECT) AS one
+              LEFT JOIN LATERAL (SELECT e.global_position, e.created_at FROM events e ORDER BY e.global_position DESC LIMIT 1) last
+                ON true
+        ), part AS MATERIALIZED (
+            SELECT o.*, coalesce(last.version, 0) AS version
+              FROM unnest(stream_ids, part_expected, ids, data, metadata, payloads) WITH ORDINALITY
+                   AS o (stream_id, expected, id, data, metadata, payload, n)
+              LEFT JOIN LATERAL (SELECT e.version FROM events e WHERE e.stream_id = o.stream_id ORDER BY e.version DESC LIMIT 1) last
+                ON true
+        ), written AS (
+            INSERT INTO events AS e (global_position, id, stream_id, stream_type, version, event_type, schema_version,
+                                     event_data, metadata, payload, created_at)
+            SELECT log.global_position + p.n, p.id, p.stream_id, split_part(p.stream_id, '-', 1), p.version + 1,
+                   kind_types[coalesce(event_kind[p.n], 1)], kind_versions[coalesce(event_kind[p.n], 1)],
+                   p.data, p.metadata, p.payload, log.moment
+              FROM part AS p CROSS JOIN log
+             WHERE NOT EXISTS (SELECT FROM part AS f WHERE NOT (f.expected IN (-1, f.version) OR (f.expected = -2 AND f.version > 0)))
+               AND NOT EXISTS (SELECT FROM part AS f CROSS JOIN LATERAL (SELECT FROM events e WHERE e.id = f.id OFFSET 0) known)
+            RETURNING e.version, e.global_position, e.created_at
+        )
+        SELECT 'appended', w.version, w.global_position, w.created_at FROM written AS w ORDER BY w.global_position;
         IF FOUND THEN
-            IF link AND "position" - 1 = coalesce((SELECT l.last_position FROM links l ORDER BY l.number DESC LIMIT 1), 0) THEN
-                PERFORM link_events("position");
+            SELECT e.global_position INTO last_position FROM events e ORDER BY e.global_position DESC LIMIT 1;
+            IF link AND last_position - parts = coalesce((SELECT l.last_position FROM links l ORDER BY l.number DESC LIMIT 1), 0) THEN
+                PERFORM link_events(last_position);
             END IF;
-            PERFORM pg_notify('eventspine_' || 'events'::regclass::oid, "position"::text);
-            RETURN NEXT;
+            PERFORM pg_notify('eventspine_' || 'events'::regclass::oid, last_position::text);
             RETURN;
         END IF;
     END IF;
@@ -133,7 +145,7 @@ BEGIN
       LEFT JOIN LATERAL (SELECT e.version FROM events e WHERE e.stream_id = s.id ORDER BY e.version DESC LIMIT 1) last ON true;
     SELECT EXISTS (SELECT FROM unnest(ids) AS o (id)
                      CROSS JOIN LATERAL (SELECT FROM events e WHERE e.id = o.id OFFSET 0) known) INTO recorded;
-    IF cardinality(item_append) > 0 THEN
+    IF item_append IS NOT NULL THEN
         SELECT array_agg(coalesce(found.place, 0) ORDER BY a.n) INTO unmet
           FROM generate_series(1, part_append[parts]) AS a (n)
           LEFT JOIN (SELECT f.owner, min(f.position) AS place

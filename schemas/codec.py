@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
+from functools import partial
 from io import BytesIO
 from math import isinf
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ class Codec:
     def __init__(self) -> None:
         self._by_id: dict[int, PinnedType] = {}
         self._by_name: dict[tuple[str, int], PinnedType] = {}
-        self._readers: dict[bytes, Callable[[bytes], dict[str, Any]] | None] = {}  # by the first five bytes, as they are needed
+        self.readers: dict[bytes, Callable[[bytes], dict[str, Any]]] = {}
+        """What reads a payload with these first five bytes, if it fits its schema; made by `decode` as they are needed."""
         self.holds_personal = False
         """Whether some known type has personal fields; see `eventspine.schemas.privacy`."""
 
@@ -124,7 +126,7 @@ class Codec:
         Raises:
             DecodeError: foreign or truncated bytes, or a schema id that is not known here.
         """
-        read = self._readers.get(payload[:5])
+        read = self.readers.get(payload[:5])
         if read is not None:
             try:
                 return read(payload)
@@ -134,18 +136,10 @@ class Codec:
         pinned = self._by_id.get(schema_id)
         if pinned is None:
             raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
-        if payload[:5] not in self._readers:
-            self._readers[payload[:5]] = compile_reader(pinned.event_type.parsed, offset=5)
-        buffer = BytesIO(payload)
-        buffer.seek(5)
-        try:
-            data = schemaless_reader(buffer, pinned.event_type.parsed, None)
-        except Exception as error:  # fastavro raises EOFError, IndexError, UnicodeDecodeError, struct.error, …
-            raise DecodeError(f"{len(payload)} bytes do not fit schema id {schema_id}: {error!r}") from error
-        if buffer.tell() != len(payload):
-            raise DecodeError(f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}")
-        assert isinstance(data, dict)
-        return data
+        by_fastavro = partial(_read, schema_id, pinned.event_type.parsed)
+        if read is None:
+            self.readers[payload[:5]] = compile_reader(pinned.event_type.parsed, offset=5) or by_fastavro
+        return by_fastavro(payload)
 
     def _advice(self, event_type: str, schema_version: int) -> str:
         versions = sorted(version for name, version in self._by_name if name == event_type and version)
@@ -155,6 +149,19 @@ class Codec:
             "no schema is registered for this event type; give it to eventspine.connect(…, event_types=[…]) "
             "or register it with `eventspine schema register FILE.avsc`"
         )
+
+
+def _read(schema_id: int, schema: Any, payload: bytes) -> dict[str, Any]:
+    buffer = BytesIO(payload)
+    buffer.seek(5)
+    try:
+        data = schemaless_reader(buffer, schema, None)
+    except Exception as error:  # fastavro raises EOFError, IndexError, UnicodeDecodeError, struct.error, …
+        raise DecodeError(f"{len(payload)} bytes do not fit schema id {schema_id}: {error!r}") from error
+    if buffer.tell() != len(payload):
+        raise DecodeError(f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}")
+    assert isinstance(data, dict)
+    return data
 
 
 def json_of(data: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -15,7 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 from ...schemas import Unavailable
 from ...schemas.postgres import load_sql, translated
 from ...schemas.retry import Backoff, wait_or_raise
-from .batch import AppendRequest, Outcome, arguments, cut_batch
+from .batch import AppendRequest, Outcome, arguments, cut_batch, outcomes_of
 
 __all__ = ["Appender"]
 
@@ -181,7 +180,7 @@ class Appender:
         while True:
             try:
                 async with translated(), self._connection() as connection:
-                    return cast(Sequence[Outcome], await connection.fetch(_APPEND, *parameters))
+                    return outcomes_of(await connection.fetchrow(_APPEND, *parameters))
             except Unavailable as error:
                 if not backoff.failing:
                     logger.warning("append waits for Postgres: %s", error, extra={"appends": len(batch)})

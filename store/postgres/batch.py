@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import count, repeat
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,7 +18,18 @@ from ...schemas.event import check_stream_id, check_tags, normalise_metadata
 from ..protocol import Expected, ExpectedVersion, StreamAppend
 from ..query import AppendCondition, QueryItem
 
-__all__ = ["AppendRequest", "Outcome", "Part", "arguments", "array_literal", "cut_batch", "item_arguments", "prepare", "recorded"]
+__all__ = [
+    "AppendRequest",
+    "Outcome",
+    "Part",
+    "arguments",
+    "array_literal",
+    "cut_batch",
+    "item_arguments",
+    "outcomes_of",
+    "prepare",
+    "recorded",
+]
 
 _json = msgspec.json.Encoder()
 _read_json = msgspec.json.Decoder()
@@ -74,7 +86,7 @@ class AppendRequest:
 
 
 class Outcome(NamedTuple):
-    """A row that append_events() returned: see append_events.sql."""
+    """What append_events() says of a part: see append_events.sql."""
 
     outcome: str
     version: int | None
@@ -255,6 +267,15 @@ def arguments(batch: Sequence[AppendRequest], *, hash_chain: bool) -> tuple[Any,
         [each.payload for each in encoded],
         hash_chain,
     )
+
+
+def outcomes_of(row: Any) -> Sequence[Outcome]:
+    """Return the outcomes that append_events() returned, one for each part, in order."""
+    assert row is not None, "it returns one row"
+    kinds, versions, positions, moments = row
+    if kinds is None:
+        return list(zip(repeat("appended"), versions, count(positions[0]), repeat(moments[0])))  # type: ignore[arg-type]
+    return [Outcome(*each) for each in zip(kinds, versions, positions, moments, strict=True)]
 
 
 def item_arguments(items: Sequence[QueryItem]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

@@ -1,5 +1,5 @@
 -- Append a batch of appends over many streams, written as a list of parts: an append has one part for each stream that it
--- writes to, and is recorded with all its parts or not at all. One row comes back for each part, in order.
+-- writes to, and is recorded with all its parts or not at all. One row comes back, of arrays with an element for each part, in order.
 --
 -- Streams are listed once and referred to by their place in the list, so that the last versions are probed set-wise. Arrays that
 -- would hold 1, 2, 3 … can be NULL, which is how most batches come: one event for each of as many streams.
@@ -14,12 +14,13 @@
 --   ids … payloads           per event: the columns of the table events; tags as array literals, NULL = no event has any
 --   link           boolean   add the batch to the hash chain, if all that was recorded before is in it
 --
--- outcome   'appended'  version, position: of the part's first event; created_at: of all
+-- outcomes  'appended'  version, position: of the part's first event; created_at: of all
 --           'duplicate' the same events are recorded at that place already: version, position, created_at of the first
 --           'conflict'  the stream is at `version`
 --           'unmet'     an event that matches the append's condition stands at `position`
 --           'taken'     an id is recorded elsewhere or with another payload
 --           'skipped'   another part of the append was refused
+--           NULL = all parts are 'appended', one event each: then `positions` and `moments` hold those of the first alone
 -- Of an append that is neither 'appended' nor 'duplicate' nothing was written. That is an outcome and not an exception, so it
 -- costs the other appends of the batch nothing. Appends whose condition matches events of the same batch, or that repeat an
 -- event id of it, must be sent in a later batch: conditions and ids are looked up in what was recorded before.
@@ -33,7 +34,7 @@ CREATE OR REPLACE FUNCTION append_events(
     item_append int[], item_after bigint[], item_tags text[], item_types text[], item_categories text[], item_correlations text[],
     kind_types text[], kind_versions int[], event_kind int[], ids uuid[],
     data jsonb[], metadata jsonb[], tags text[], payloads bytea[], link boolean
-) RETURNS TABLE (outcome text, version bigint, "position" bigint, created_at timestamptz)
+) RETURNS TABLE (outcomes text[], versions bigint[], positions bigint[], moments timestamptz[])
 LANGUAGE plpgsql
 -- Plans are made once, whatever the arrays' sizes: planning anew would cost a single append a quarter of its time. A plan
 -- that was made while the log was small must not scan it later.
@@ -51,11 +52,7 @@ DECLARE
     last_versions  bigint[];
     recorded       boolean;       -- some id of the batch is in the log already
     unmet          bigint[] := '{}';  -- per append: where the first event stands that its condition forbids
-    outcomes       text[]   := array_fill(''::text, ARRAY[parts]);
-    first_versions bigint[] := array_fill(0::bigint, ARRAY[parts]);
-    first_places   bigint[] := array_fill(0::bigint, ARRAY[parts]);
-    moments        timestamptz[] := array_fill(NULL::timestamptz, ARRAY[parts]);
-    offsets        bigint[] := array_fill(0::bigint, ARRAY[parts]);  -- of a part's first event in the arrays; 0 = not appended
+    offsets        bigint[];      -- per part: of its first event in the arrays; 0 = not appended
     part           int := 1;      -- the first part of the append at hand
     next_part      int;
     current        bigint;
@@ -90,7 +87,6 @@ BEGIN
     -- Most batches are one event each to as many streams, and nothing is in the way: one statement then writes them all. Where anything
     -- is, it writes nothing, and each part is decided below.
     IF part_append IS NULL AND part_stream IS NULL AND part_events IS NULL AND tags IS NULL AND item_append IS NULL THEN
-        RETURN QUERY
         WITH log AS MATERIALIZED (
             SELECT coalesce(last.global_position, 0) AS global_position, greatest(clock_timestamp(), last.created_at) AS moment
               FROM (SELECT) AS one
@@ -113,17 +109,24 @@ BEGIN
                AND NOT EXISTS (SELECT FROM part AS f CROSS JOIN LATERAL (SELECT FROM events e WHERE e.id = f.id OFFSET 0) known)
             RETURNING e.version, e.global_position, e.created_at
         )
-        SELECT 'appended', w.version, w.global_position, w.created_at FROM written AS w ORDER BY w.global_position;
-        IF FOUND THEN
-            SELECT e.global_position INTO last_position FROM events e ORDER BY e.global_position DESC LIMIT 1;
-            IF link AND last_position - parts = coalesce((SELECT l.last_position FROM links l ORDER BY l.number DESC LIMIT 1), 0) THEN
+        SELECT array_agg(w.version ORDER BY w.global_position), ARRAY[min(w.global_position)], ARRAY[min(w.created_at)]
+          INTO versions, positions, moments FROM written AS w;
+        IF versions IS NOT NULL THEN
+            last_position := positions[1] + parts - 1;
+            IF link AND positions[1] - 1 = coalesce((SELECT l.last_position FROM links l ORDER BY l.number DESC LIMIT 1), 0) THEN
                 PERFORM link_events(last_position);
             END IF;
             PERFORM pg_notify('eventspine_' || 'events'::regclass::oid, last_position::text);
+            RETURN NEXT;
             RETURN;
         END IF;
     END IF;
 
+    outcomes := array_fill(''::text, ARRAY[parts]);
+    versions := array_fill(0::bigint, ARRAY[parts]);
+    positions := versions;
+    offsets := versions;
+    moments := array_fill(NULL::timestamptz, ARRAY[parts]);
     part_append := coalesce(part_append, ARRAY(SELECT generate_series(1, parts)));
     part_stream := coalesce(part_stream, ARRAY(SELECT generate_series(1, parts)));
     IF part_events IS NULL THEN
@@ -180,18 +183,18 @@ BEGIN
 
             IF same = part_events[next_part] AND together AND (expected < 0 OR known_version = expected + 1) THEN
                 outcomes[next_part] := 'duplicate';
-                first_versions[next_part] := known_version;
-                first_places[next_part] := known_place;
+                versions[next_part] := known_version;
+                positions[next_part] := known_place;
                 moments[next_part] := known_moment;
                 repeated := repeated + 1;
             ELSIF NOT (expected = current OR expected = -1 OR (expected = -2 AND current > 0)) THEN
                 outcomes[next_part] := 'conflict';
-                first_versions[next_part] := current;
+                versions[next_part] := current;
             ELSIF known > 0 THEN
                 outcomes[next_part] := 'taken';
             ELSIF unmet[part_append[part]] > 0 THEN
                 outcomes[next_part] := 'unmet';
-                first_places[next_part] := unmet[part_append[part]];
+                positions[next_part] := unmet[part_append[part]];
             ELSE
                 outcomes[next_part] := 'appended';
                 appended := appended + 1;
@@ -204,8 +207,8 @@ BEGIN
             written := true;
             FOR i IN part .. next_part - 1 LOOP
                 stream := part_stream[i];
-                first_versions[i] := last_versions[stream] + 1;
-                first_places[i] := next_position;
+                versions[i] := last_versions[stream] + 1;
+                positions[i] := next_position;
                 moments[i] := moment;
                 offsets[i] := event;
                 event := event + part_events[i];
@@ -228,8 +231,8 @@ BEGIN
     IF written THEN
         INSERT INTO events (global_position, id, stream_id, stream_type, version, event_type, schema_version,
                             event_data, metadata, tags, payload, created_at)
-        SELECT first_places[o.part] + o.n - offsets[o.part], o.id, s.id, split_part(s.id, '-', 1),
-               first_versions[o.part] + o.n - offsets[o.part], kind_types[o.kind], kind_versions[o.kind],
+        SELECT positions[o.part] + o.n - offsets[o.part], o.id, s.id, split_part(s.id, '-', 1),
+               versions[o.part] + o.n - offsets[o.part], kind_types[o.kind], kind_versions[o.kind],
                o.data, o.metadata, o.tags::text[], o.payload, moment
           FROM unnest(event_part, event_kind, ids, data, metadata, tags, payloads) WITH ORDINALITY
                AS o (part, kind, id, data, metadata, tags, payload, n)
@@ -237,7 +240,7 @@ BEGIN
          WHERE offsets[o.part] > 0;
         IF tags IS NOT NULL THEN
             INSERT INTO event_tags (tag, global_position, event_type)
-            SELECT t.tag, first_places[o.part] + o.n - offsets[o.part], kind_types[o.kind]
+            SELECT t.tag, positions[o.part] + o.n - offsets[o.part], kind_types[o.kind]
               FROM unnest(event_part, event_kind, tags) WITH ORDINALITY AS o (part, kind, tags, n)
              CROSS JOIN LATERAL unnest(o.tags::text[]) AS t (tag)
              WHERE offsets[o.part] > 0;
@@ -248,5 +251,5 @@ BEGIN
         PERFORM pg_notify('eventspine_' || 'events'::regclass::oid, (next_position - 1)::text);
     END IF;
 
-    RETURN QUERY SELECT * FROM unnest(outcomes, first_versions, first_places, moments);
+    RETURN NEXT;
 END $$;

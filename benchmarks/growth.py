@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+from uuid_utils.compat import uuid7
 
 from benchmarks.bench import ORDER_PLACED, Figure, data, database, rate, say, warm
 from eventspine import Event, PostgresEventStore
@@ -18,6 +19,10 @@ from eventspine.schemas.postgres import load_sql
 _SMALL, _LARGE, _READ = 100_000, 5_000_000, 1_000_000
 _PAGE = 1000
 _BLOCK = 50_000
+_NAMES: dict[str, Callable[[], str]] = {
+    "rising": lambda: f"Order-{uuid7()}",  # as of UUIDv7, or of counters: each append meets the end of the index
+    "random": lambda: f"Order-{uuid4()}",  # each append meets another leaf of the index
+}
 _READ_ALL = load_sql("eventspine.store.postgres", "sql/read_all")
 
 
@@ -26,28 +31,31 @@ class GrowthFigures:
 
     def __init__(self) -> None:
         self.read = Figure("read_all, pages of 1,000", "events/s", "bare fetch of the same rows", target=0.6)
-        self.cost = Figure(
-            "append at 5,000,000 events, 512 tasks", "µs/event", "at 100,000 events", less_is_better=True, target=1.2
-        )
-        self.latency = Figure(
-            "append at 5,000,000 events, 1 task, p50", "ms", "at 100,000 events", less_is_better=True, target=1.2
-        )
+        title = "append at 5,000,000 events"
+        self.cost, self.latency = [
+            {
+                names: Figure(f"{title}, {tasks}, {names} names", unit, "at 100,000 events", less_is_better=True, target=1.2)
+                for names in _NAMES
+            }
+            for tasks, unit in (("512 tasks", "µs/event"), ("1 task, p50", "ms"))
+        ]
 
     def all(self) -> list[Figure]:
-        return [self.read, self.cost, self.latency]
+        return [self.read, *self.cost.values(), *self.latency.values()]
 
 
 async def measure_growth(postgres_dsn: str, figures: GrowthFigures, runs: int, scale: float) -> None:
-    """Fill both logs once; then all runs, by turns. Streams have random names: each append meets another leaf of their index."""
+    """Fill both logs once, with streams of random names; then all runs, by turns."""
     async with _log(postgres_dsn, int(_SMALL * scale)) as small, _log(postgres_dsn, int(_LARGE * scale)) as large:
         for run in range(runs):
             await _measure_reading(large, figures.read, int(_READ * scale), begin=run)
             for store in (small, large) if run % 2 else (large, small):
-                ours = store is large
-                cost = 1e6 / await rate(_appender(store), range(int(30_000 * scale)), 512)
-                (figures.cost.ours if ours else figures.cost.rival).append(cost)
-                latency = await _latency(store, int(1_000 * scale))
-                (figures.latency.ours if ours else figures.latency.rival).append(latency)
+                for names in _NAMES:
+                    cost, latency = figures.cost[names], figures.latency[names]
+                    seen = 1e6 / await rate(_appender(store, names), range(int(30_000 * scale)), 512)
+                    (cost.ours if store is large else cost.rival).append(seen)
+                    seen = await _latency(store, names, int(1_000 * scale))
+                    (latency.ours if store is large else latency.rival).append(seen)
 
 
 @asynccontextmanager
@@ -62,19 +70,19 @@ async def _log(postgres_dsn: str, events: int) -> AsyncIterator[PostgresEventSto
         await pool.execute("VACUUM ANALYZE events")  # autovacuum would come in the middle
         await pool.execute("CHECKPOINT")
         await warm(pool, 40)
-        await rate(_appender(store), range(2000), 512)
+        await rate(_appender(store, "random"), range(2000), 512)
         yield store
 
 
 def _events(count: int) -> Iterator[Event]:
     for number in range(count):
-        yield Event(event_type="OrderPlaced", data=data(number), stream_id=f"Order-{uuid4()}")
+        yield Event(event_type="OrderPlaced", data=data(number), stream_id=_NAMES["random"]())
 
 
-def _appender(store: PostgresEventStore) -> Callable[[int], Coroutine[Any, Any, object]]:
+def _appender(store: PostgresEventStore, names: str) -> Callable[[int], Coroutine[Any, Any, object]]:
     async def append(number: int) -> object:
         event = Event(event_type="OrderPlaced", data=data(number))
-        return await store.append(f"Order-{uuid4()}", "Order", [event], expected_version=0)
+        return await store.append(_NAMES[names](), "Order", [event], expected_version=0)
 
     return append
 
@@ -107,9 +115,9 @@ async def _fetch(pool: asyncpg.Pool, first: int, last: int) -> int:
     return count
 
 
-async def _latency(store: PostgresEventStore, appends: int) -> float:
+async def _latency(store: PostgresEventStore, names: str, appends: int) -> float:
     """Milliseconds, the median."""
-    append = _appender(store)
+    append = _appender(store, names)
     delays: list[float] = []
     for number in range(appends):
         started = time.perf_counter()

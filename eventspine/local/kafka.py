@@ -82,7 +82,8 @@ class KafkaService(Service):
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         with self.log_path.open("ab") as log:
             done = subprocess.run(
-                [*self._java(), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(self._properties)],
+                # "=", since one id in 64 begins with "-"
+                [*self._java(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(self._properties)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -18,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from benchmarks.bench import create_topic
 from eventspine.local import LocalStack, LocalStackError
 from eventspine.local.jars import fetch_jars
+from eventspine.local.kafka import KafkaService
 from eventspine.local.postgres import PostgresService
 
 _LOCK = Path(__file__).parents[1] / "java" / "java.lock"
@@ -75,6 +77,14 @@ def test_life_of_a_stack(own_stack: LocalStack) -> None:
     own_stack.down()
     own_stack.down()
     assert states(own_stack) == ["stopped", "stopped"]
+
+
+def test_a_cluster_id_may_begin_with_a_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uuid.uuid4", lambda: UUID(int=0xF8 << 120))
+    service = KafkaService(tmp_path / "kafka")
+    service.folder.mkdir()
+    service.make_data(lambda line: None)
+    assert "cluster.id=-AAAAAAAAAAAAAAAAAAAAA" in (tmp_path / "kafka" / "data" / "meta.properties").read_text()
 
 
 def test_two_at_once_start_one(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from tests.event_types import placed
 from tests.waiting import wait_for
 
 _DEMO = """
-import asyncio, pathlib, sys
+import asyncio, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has Ctrl-C switched off
 from eventspine.examples.flights.demo import run_demo
 dsn, kafka, prefix, output, days = sys.argv[1:]
 work = run_demo(postgres_dsn=dsn, kafka_bootstrap=kafka, topic_prefix=prefix, output=pathlib.Path(output), days=int(days))

@@ -49,8 +49,9 @@ CREATE TABLE links (
 -- Avro schemas. An id is given once and means the same bytes for ever.
 CREATE TABLE schemas (
     schema_id   integer NOT NULL,
-    fingerprint bytea   NOT NULL,          -- SHA-256 of the definition
+    fingerprint bytea   NOT NULL,          -- SHA-256 of the definition (and of the references, where there are any)
     definition  text    NOT NULL,          -- Avro schema as JSON, keys sorted
+    refs        jsonb   NOT NULL DEFAULT '[]',  -- [{"name": …, "subject": …, "version": …}]: where the types are that it names
     CONSTRAINT schemas_pkey PRIMARY KEY (schema_id),
     CONSTRAINT schemas_fingerprint_key UNIQUE (fingerprint)
 );
@@ -65,14 +66,34 @@ CREATE TABLE event_types (
     CONSTRAINT event_types_version_check CHECK (schema_version >= 1)
 );
 
--- What a schema registry calls a subject: {topic}-{record name} (TopicRecordNameStrategy).
+-- What a schema registry calls a subject: {topic}-{record name} (TopicRecordNameStrategy), or another name.
 CREATE TABLE subjects (
     subject   text    NOT NULL,
     version   integer NOT NULL,            -- 1, 2, … in the subject
     schema_id integer NOT NULL,
+    deleted   boolean NOT NULL DEFAULT false,  -- softly: shown only to those who ask for deleted ones
     CONSTRAINT subjects_pkey PRIMARY KEY (subject, version),
-    CONSTRAINT subjects_schema_key UNIQUE (subject, schema_id),
     CONSTRAINT subjects_schema_fkey FOREIGN KEY (schema_id) REFERENCES schemas (schema_id)
+);
+
+CREATE UNIQUE INDEX subjects_schema_key ON subjects (subject, schema_id) WHERE NOT deleted;
+
+-- What the registry was told of a subject; '' is what holds where a subject says nothing.
+CREATE TABLE registry_settings (
+    subject       text NOT NULL,
+    compatibility text,                    -- BACKWARD, FULL_TRANSITIVE, …; NULL = not said here
+    mode          text,                    -- READWRITE, READONLY, IMPORT; NULL = not said here
+    CONSTRAINT registry_settings_pkey PRIMARY KEY (subject)
+);
+
+-- Schemas of records whose value holds the envelope too, and the schema of the data in it.
+CREATE TABLE envelopes (
+    schema_id      integer NOT NULL,
+    data_schema_id integer NOT NULL,
+    CONSTRAINT envelopes_pkey PRIMARY KEY (schema_id),
+    CONSTRAINT envelopes_data_key UNIQUE (data_schema_id),
+    CONSTRAINT envelopes_schema_fkey FOREIGN KEY (schema_id) REFERENCES schemas (schema_id),
+    CONSTRAINT envelopes_data_fkey FOREIGN KEY (data_schema_id) REFERENCES schemas (schema_id)
 );
 
 -- A cache of a stream's state at a version: never needed to be right, always allowed to be missing.

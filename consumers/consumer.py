@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from ..schemas import Codec, DecodeError, Event, Fenced, IntegrityError, PinnedType, Unavailable
-from ..schemas.cloudevents import event_of
+from ..schemas import Codec, DecodeError, Event, EventType, Fenced, IntegrityError, PinnedType, Unavailable
 from ..schemas.codec import UnknownSchemaId
+from ..schemas.envelope import RecordReader
 from ..schemas.kafka import client_settings, kafka_error, topic_of, translated_kafka
 from ..schemas.privacy import KeyRing, reveal_events
 from ..schemas.retry import Backoff
+from ..schemas.upcasting import Upcaster
 from .places import Partition, Place, Record, new_records
 from .projection import Projection
 from .sink import PostgresSink
@@ -38,7 +39,8 @@ class Consumer:
     without noticing can't write: its epoch is older.
 
     `load_event_types` returns the registered event types; called at the start and when an unknown schema id turns up.
-    With `keys`, handlers see personal fields as they were given; without, as they are stored: encrypted.
+    `event_types` and `upcasters` say in which version handlers see events: the highest that is given of each type, or the highest
+    that is registered. With `keys`, handlers see personal fields as they were given; without, as they are stored: encrypted.
     `batch_events` bounds what is held in memory. `session_timeout_s` is how soon Kafka gives a dead member's partitions to the
     others (the broker's lower bound is 6 s by default). `give_up_after_s` is how long it keeps trying while Kafka or Postgres is
     away before it raises.
@@ -53,6 +55,8 @@ class Consumer:
         bootstrap: str,
         *,
         load_event_types: Callable[[], Awaitable[Sequence[PinnedType]]],
+        event_types: Sequence[EventType] = (),
+        upcasters: Sequence[Upcaster] = (),
         keys: KeyRing | None = None,
         topic_prefix: str = "events.",
         batch_events: int = 10_000,
@@ -65,12 +69,15 @@ class Consumer:
         self._sink = sink
         self._bootstrap = bootstrap
         self._load_event_types = load_event_types
+        self._event_types = event_types
+        self._upcasters = upcasters
         self._keys = keys
         self._prefix = topic_prefix
         self._batch_events = batch_events
         self._session_timeout_s = session_timeout_s
         self._backoff = Backoff(give_up_after_s=give_up_after_s)
         self._codec = Codec()
+        self._reader = RecordReader(self._codec)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -84,6 +91,7 @@ class Consumer:
             ProjectionError: a handler failed, or a table is not as declared.
             DecodeError: a record is not one of ours.
             IntegrityError: Kafka no longer has records that this projection has not seen.
+            SchemaError: events of some version can't be read in the version that handlers are to see.
             SettingsError, EventspineError: Kafka or Postgres refuses something that a retry can't mend.
             Unavailable: one of them was away for longer than `give_up_after_s`.
         """
@@ -109,7 +117,7 @@ class Consumer:
         written: a partition is given up between two batches, with nothing of it in flight.
         """
         await self._sink.prepare(self._projection)
-        self._codec.add(await self._load_event_types())
+        self._codec.add(await self._load_event_types(), declared=self._event_types, upcasters=self._upcasters)
         loop = asyncio.get_running_loop()
         kafka = KafkaConsumer(self._settings())
         with ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{self._projection.name}") as thread:
@@ -197,6 +205,7 @@ class Consumer:
         events = await self._decode([each for each in new if self._projection.handles(each.event_type)])
         if self._keys is not None and self._codec.holds_personal:
             events = await reveal_events(self._codec, self._keys, events)
+        events = self._codec.upcast(events)
         await self._sink.write(self._projection, self._projection.fold(events), self.places, after)
         self.places |= after
 
@@ -209,7 +218,7 @@ class Consumer:
 
     def _event(self, arrival: Arrival) -> Event:
         try:
-            return event_of(arrival.headers, self._codec.decode(arrival.message.value() or b""))
+            return self._reader.event(arrival.headers, arrival.message.value() or b"")
         except UnknownSchemaId:
             raise
         except DecodeError as error:

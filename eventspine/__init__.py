@@ -20,7 +20,9 @@ from .schemas import (
     SettingsError,
     Unavailable,
     UnknownEventType,
+    Upcaster,
     load_event_types,
+    upcaster,
 )
 from .store import (
     ANY,
@@ -81,10 +83,12 @@ __all__ = [
     "TableWriter",
     "Unavailable",
     "UnknownEventType",
+    "Upcaster",
     "WorkerGroup",
     "connect",
     "handle_command",
     "load_event_types",
     "migrate",
     "on",
+    "upcaster",
 ]

@@ -23,12 +23,15 @@ from .cli_audit import audit_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
-from .connect import connect, open_pool
+from .cli_registry import registry_app
+from .cli_schema import schema_app
+from .connect import open_pool
 from .consumers import Consumer, PostgresSink, Projection
 from .live import show_state, show_while
 from .relay import Relay
 from .relay.topics import TopicSettings
-from .schemas import EventspineError, EventType, SettingsError
+from .schema_module import load_schema_module
+from .schemas import EventspineError, SettingsError
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .schemas.privacy import KeyRing
@@ -40,8 +43,6 @@ __all__ = ["main"]
 
 app = typer.Typer(name="eventspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
-schema_app = typer.Typer(no_args_is_help=True, help="Event types and their Avro schemas.")
-registry_app = typer.Typer(no_args_is_help=True, help="The schema registry over HTTP.")
 for name, group in [
     ("relay", relay_app),
     ("events", events_app),
@@ -160,6 +161,8 @@ def relayrun(context: typer.Context, name: Annotated[str | None, typer.Option(he
                 name=name or settings.relay_name,
                 topic_prefix=settings.topic_prefix,
                 source=settings.source,
+                value_format=settings.value_format,
+                subject_strategy=settings.subject_strategy,
                 topics=TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms),
                 batch_events=settings.relay_batch_events,
                 give_up_after_s=settings.give_up_after_s,
@@ -181,6 +184,7 @@ def consume(
     """Run a projection as a member of its consumer group until stopped. Start one process per core to scale."""
     settings: Settings = context.obj
     model = load_projection(projection)
+    declared = load_schema_module(settings.schema_modules())
 
     async def work() -> None:
         async with (
@@ -192,6 +196,8 @@ def consume(
                 PostgresSink(read_model),
                 settings.need_kafka(),
                 load_event_types=lambda: load_pinned_types(events),
+                event_types=declared.event_types,
+                upcasters=declared.upcasters,
                 keys=KeyRing(events),
                 topic_prefix=settings.topic_prefix,
                 batch_events=settings.consume_batch_events,
@@ -206,61 +212,6 @@ def consume(
                 return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
 
             await _until_signalled(consumer.run, consumer.stop, model.name, look)
-
-    run(work())
-
-
-@schema_app.command("register")
-def schema_register(
-    context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="OrderPlaced.avsc, OrderPlaced.v2.avsc, …", exists=True, dir_okay=False)],
-) -> None:
-    """Register event types from Avro schema files. Doing it again changes nothing."""
-    settings: Settings = context.obj
-    event_types = [EventType.from_avsc(file) for file in files]
-
-    async def work() -> None:
-        async with connect(settings.need_postgres(), event_types=event_types, max_connections=1):
-            pass
-
-    run(work())
-    for event_type in event_types:
-        typer.echo(f"{event_type.name} version {event_type.schema_version} is registered")
-
-
-@schema_app.command("list")
-def schema_list(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the registered event types."""
-    settings: Settings = context.obj
-
-    async def work() -> list[tuple[int, EventType]]:
-        async with open_pool(settings.need_postgres(), max_connections=1) as pool:
-            return [(pin.schema_id, pin.event_type) for pin in await load_pinned_types(pool)]
-
-    for schema_id, event_type in run(work()):
-        if as_json:
-            typer.echo(json.dumps({"schema_id": schema_id, "event_type": event_type.name, "version": event_type.schema_version}))
-        else:
-            typer.echo(f"{schema_id:>5}  {event_type.name} version {event_type.schema_version}")
-
-
-@registry_app.command("serve")
-def registry_serve(
-    context: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8081,
-) -> None:
-    """Serve the registered schemas to clients of Confluent's schema registry, until stopped."""
-    try:
-        from .schemas.registry import serve_registry
-    except ImportError as error:
-        raise SettingsError('the registry needs more packages: pip install "eventspine[registry]"') from error
-    settings: Settings = context.obj
-
-    async def work() -> None:
-        async with open_pool(settings.need_postgres(), max_connections=5) as pool:
-            messages.print(f"registry: http://{host}:{port}", highlight=False)
-            await serve_registry(pool, host, port)
 
     run(work())
 

@@ -50,7 +50,7 @@ def events_tail(
     query = Query() if item == QueryItem() else Query(item)
 
     async def work() -> None:
-        async with connect(settings.need_postgres(), max_connections=2) as store:
+        async with connect(settings.need_postgres(), as_written=True, max_connections=2) as store:
             end = await store.last_position()
             if after is None:
                 events = (await store.read(query, to_position=end, limit=last, backwards=True))[::-1] if last else []
@@ -71,7 +71,7 @@ def events_show(context: typer.Context, event_id: UUID, as_json: AsJson = False)
     settings: Settings = context.obj
 
     async def work() -> Event | None:
-        async with connect(settings.need_postgres(), max_connections=1) as store:
+        async with connect(settings.need_postgres(), as_written=True, max_connections=1) as store:
             return await store.read_event(event_id)
 
     event = run(work())
@@ -98,7 +98,7 @@ def streams_show(
 
     async def work() -> int:
         count = 0
-        async with connect(settings.need_postgres(), max_connections=1) as store:
+        async with connect(settings.need_postgres(), as_written=True, max_connections=1) as store:
             async for event in store.iterate_stream(stream_id, from_version, to_version=to_version, backwards=backwards):
                 print_event(event, as_json)
                 count += 1

@@ -39,7 +39,7 @@ def privacy_show(context: typer.Context, subject: Subject, as_json: AsJson = Fal
     settings: Settings = context.obj
 
     async def work() -> int:
-        async with connect(settings.need_postgres(), max_connections=2) as store:
+        async with connect(settings.need_postgres(), as_written=True, max_connections=2) as store:
             events = await events_of_subject(store, subject)
         for event in events:
             print_event(event, as_json)
@@ -69,7 +69,7 @@ def privacy_erase(
         typer.confirm(f"Destroy the key of {subject!r}? Nobody can read that data again.", abort=True)
 
     async def work() -> bool:
-        async with connect(settings.need_postgres(), max_connections=3) as store:
+        async with connect(settings.need_postgres(), as_written=True, max_connections=3) as store:
             erasure = await erase_subject(store, subject)
             typer.echo(
                 f"erased {subject}: the key is destroyed; {erasure.events:,} events in {len(erasure.streams):,} streams hold "

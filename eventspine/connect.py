@@ -10,7 +10,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from .schemas import EventType, SettingsError
+from .schemas.compatibility import Level
 from .schemas.postgres import PgBouncerConnection, learn_types, translated
+from .schemas.upcasting import Upcaster
 from .store.postgres import PostgresEventStore, migrate
 
 __all__ = ["connect", "open_pool"]
@@ -57,23 +59,32 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
 
 @asynccontextmanager
 async def connect(
-    dsn: str, *, event_types: Sequence[EventType] = (), max_connections: int = 10, max_event_bytes: int = 1_000_000
+    dsn: str,
+    *,
+    event_types: Sequence[EventType] = (),
+    upcasters: Sequence[Upcaster] = (),
+    compatibility: Level = Level.FULL_TRANSITIVE,
+    as_written: bool = False,
+    max_connections: int = 10,
+    max_event_bytes: int = 1_000_000,
 ) -> AsyncIterator[PostgresEventStore]:
     """Open an event store: `async with eventspine.connect("postgresql://…") as store`.
 
-    An empty database gets its tables; an existing one is only changed by `eventspine migrate`. `event_types` are
-    registered; types that were registered before need not be given again.
+    An empty database gets its tables; an existing one is only changed by `eventspine migrate`. `event_types` are registered, and
+    declared as what this program appends and reads; see `PostgresEventStore.register`. Of types that were registered before and
+    are not given, the highest registered version counts. `as_written` leaves what is read in the version that it was written in.
 
     Raises:
         SettingsError: the DSN is wrong, the login is refused, or the tables are of another version.
-        SchemaError: an event type is registered under that version with another schema.
+        SchemaError: an event type is registered under that version with another schema, is not compatible with earlier ones, or
+            older events can't be read as the version that is given.
         Unavailable: Postgres is away.
     """
     async with open_pool(dsn, max_connections=max_connections) as pool:
         async with translated(), pool.acquire() as connection:
             await migrate(connection, only_if_empty=True)
-        store = PostgresEventStore(pool, max_event_bytes=max_event_bytes)
-        await store.register(event_types)
+        store = PostgresEventStore(pool, max_event_bytes=max_event_bytes, as_written=as_written)
+        await store.register(event_types, upcasters, compatibility=compatibility)
         yield store
 
 

@@ -33,6 +33,11 @@ class Settings:
     topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
     relay_name: str = _setting("relay", "relays of one name are one relay: one leads, the others stand by")
     source: str = _setting("/eventspine", "the header ce_source of published events")
+    value_format: str = _setting("data", "a published record's value: data, or envelope (one record of envelope and data)")
+    subject_strategy: str = _setting(
+        "TopicRecordNameStrategy", "how subjects are called: TopicRecordNameStrategy, RecordNameStrategy or TopicNameStrategy"
+    )
+    schemas: str = _setting("", "modules that declare event types and upcasters, for consume and schema check: shop.events,…")
     topic_partitions: int = _setting(6, "partitions of a new topic")
     topic_replication: int = _setting(-1, "replicas of a new topic; -1 takes the broker's default")
     topic_retention_ms: int = _setting(-1, "how long a new topic keeps events, in milliseconds; -1 is for ever")
@@ -51,6 +56,10 @@ class Settings:
 
     def need_read_model(self) -> str:
         return self.read_model_dsn or self.need_postgres()
+
+    def schema_modules(self) -> list[str]:
+        """The names in `schemas`, one by one."""
+        return [name.strip() for name in self.schemas.split(",") if name.strip()]
 
     def _need(self, name: str) -> str:
         value: str = getattr(self, name)

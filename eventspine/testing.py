@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from .schemas import Codec, Event, EventType, PinnedType
+from .schemas import Codec, Event, EventType, PinnedType, Upcaster
 from .store import Aggregate, Decider
 
 __all__ = ["Given", "Outcome", "given"]
@@ -68,19 +68,23 @@ def given(
     *events: Event,
     id: str = "1",
     event_types: Sequence[EventType] = (),
+    upcasters: Sequence[Upcaster] = (),
 ) -> Given[Any]:
     """Begin a test: these events happened to one stream. `rules` is a decider (commands are its own), or an aggregate's class
     (a command is a function that takes the aggregate).
 
-    Give `event_types` to validate what is given and what happens against the schemas, as `append` does.
+    Give `event_types` to validate what is given and what happens against the schemas, as `append` does, and to read what is given
+    in an older `schema_version` in today's shape, by `upcasters` too.
     """
     codec = None
     if event_types:
         codec = Codec()
-        codec.add(PinnedType(number, event_type) for number, event_type in enumerate(event_types, 1))
+        pinned = [PinnedType(number, event_type) for number, event_type in enumerate(event_types, 1)]
+        codec.add(pinned, declared=event_types, upcasters=upcasters)
     stream_id = f"{rules.stream_type}-{id}"
     history = [msgspec.structs.replace(event, stream_id=stream_id, version=n) for n, event in enumerate(events, 1)]
     _check(codec, history)
+    history = codec.upcast(history) if codec is not None else history
 
     def run(command: Any) -> Sequence[Event]:
         if isinstance(rules, Decider):

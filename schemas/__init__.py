@@ -19,6 +19,7 @@ from .errors import (
 )
 from .event import Event, StoredEvent, category_of
 from .event_type import EventType, load_event_types
+from .upcasting import Upcaster, upcaster
 
 __all__ = [
     "Codec",
@@ -41,7 +42,9 @@ __all__ = [
     "StoredEvent",
     "Unavailable",
     "UnknownEventType",
+    "Upcaster",
     "category_of",
     "load_event_types",
     "schema_id_of",
+    "upcaster",
 ]

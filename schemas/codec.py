@@ -12,17 +12,23 @@ from datetime import date, datetime, time
 from functools import partial
 from io import BytesIO
 from math import isinf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from fastavro import schemaless_reader, schemaless_writer
-from fastavro.validation import ValidationError, validate
+from fastavro.validation import validate
 
 from .errors import DecodeError, InvalidEvent, SchemaError, UnknownEventType
+from .event import Event
 from .event_type import EventType
+from .faults import decimal_fault, fault_in_bytes, fault_in_data, path_of_nul
 from .reader import compile_reader
+from .upcasting import Upcaster, Upcasting
+from .writer import compile_writer
 
 __all__ = ["Codec", "Encoded", "PinnedType", "UnknownSchemaId", "check_new_definition", "has_nul", "json_of", "schema_id_of"]
+
+Encoder = tuple[Callable[[Any], tuple[bytes, dict[str, Any]]], int]  # payload and decoded data of data; its schema version
 
 _HEADER = struct.Struct(">bI")
 _json = msgspec.json.Encoder()
@@ -52,31 +58,75 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Codec:
-    """The event types known to this process, by name and by schema id. No I/O: whoever owns it adds what it loads."""
+    """The event types known to this process, by name and by schema id. No I/O: whoever owns it adds what it loads.
+
+    What the program declares is today's shape: events without a schema version are written in the highest version that it
+    declares of their type, and `upcast` reads all others as that one.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[int, PinnedType] = {}
         self._by_name: dict[tuple[str, int], PinnedType] = {}
         self.readers: dict[bytes, Callable[[bytes], dict[str, Any]]] = {}
         """What reads a payload with these first five bytes, if it fits its schema; made by `decode` as they are needed."""
+        self._encoders: dict[tuple[str, int], Encoder] = {}
         self.holds_personal = False
         """Whether some known type has personal fields; see `eventspine.schemas.privacy`."""
+        self._declared: dict[tuple[str, int], EventType] = {}
+        self._upcasters: list[Upcaster] = []
+        self._upcasting = Upcasting(())
 
-    def add(self, pinned: Iterable[PinnedType]) -> None:
-        """Learn event types. The highest version of a name is the one that events without a schema version get."""
-        for entry in pinned:
-            name, version = entry.event_type.name, entry.event_type.schema_version
-            self._by_id[entry.schema_id] = entry
-            self.holds_personal = self.holds_personal or bool(entry.event_type.personal)
-            self._by_name[name, version] = entry
-            newest = self._by_name.get((name, 0))
-            if newest is None or newest.event_type.schema_version <= version:
-                self._by_name[name, 0] = entry
+    def add(
+        self, pinned: Iterable[PinnedType], *, declared: Iterable[EventType] = (), upcasters: Iterable[Upcaster] = ()
+    ) -> None:
+        """Learn event types, and those among them (or learnt before) that the program declares, with their upcasters.
+
+        Raises:
+            SchemaError: the upcasters do not lead from each older version to the declared one; nothing is learnt then.
+        """
+        chosen = self._declared | {(each.name, each.schema_version): each for each in declared}
+        targets: dict[str, int] = {}
+        for name, version in chosen:
+            targets[name] = max(targets.get(name, 0), version)
+        steps = [*self._upcasters, *(each for each in upcasters if each not in self._upcasters)]
+        by_name = {key: entry for key, entry in self._by_name.items() if key[1]}
+        by_name |= {(entry.event_type.name, entry.event_type.schema_version): entry for entry in pinned}
+        known = chosen | {key: entry.event_type for key, entry in by_name.items()}
+        self._upcasting = Upcasting(known.values(), steps, targets)
+        self._declared, self._upcasters = chosen, steps
+        self._by_id = {entry.schema_id: entry for entry in by_name.values()}
+        todays = {(name, 0): by_name.get((name, version)) for name, version in self._upcasting.targets.items()}
+        self._encoders = {}
+        self._by_name = by_name | {key: entry for key, entry in todays.items() if entry is not None}
+        self.holds_personal = any(entry.event_type.personal for entry in by_name.values())
+
+    def upcast(self, events: list[Event]) -> list[Event]:
+        """Return events, as they were written, in today's shape; `schema_version` is then the one of that shape.
+
+        Raises:
+            SchemaError: a version can't be read as today's: a newer program wrote it, or an upcaster is missing.
+            DecodeError: an upcaster failed.
+        """
+        outdated = self._upcasting.outdated
+        if not outdated:
+            return events
+        return [self._upcast(event) if (event.event_type, event.schema_version) in outdated else event for event in events]
+
+    def _upcast(self, event: Event) -> Event:
+        try:
+            version, data = self._upcasting.convert(event.event_type, event.schema_version, event.data)
+        except DecodeError as error:
+            raise DecodeError(f"{event.stream_id}@{event.version} (event {event.event_id}): {error}") from error.__cause__
+        return msgspec.structs.replace(event, schema_version=version, data=data)
 
     def event_type(self, name: str, schema_version: int) -> EventType | None:
-        """Return an event type in a version, 0 = the newest; None if it is not known."""
+        """Return an event type in a version, 0 = today's; None if it is not known."""
         entry = self._by_name.get((name, schema_version))
         return None if entry is None else entry.event_type
+
+    def pinned_type(self, name: str, schema_version: int) -> PinnedType | None:
+        """Return an event type in a version with its schema id, None if it is not known."""
+        return self._by_name.get((name, schema_version))
 
     def knows(self, event_type: str, schema_version: int) -> bool:
         return (event_type, schema_version) in self._by_name
@@ -89,36 +139,58 @@ class Codec:
         return [self._by_id[schema_id] for schema_id in sorted(self._by_id)]
 
     def encode(self, event_type: str, schema_version: int, data: Mapping[str, Any]) -> Encoded:
-        """Validate data by encoding it; `schema_version` 0 is the newest.
+        """Validate data by encoding it; `schema_version` 0 is today's.
 
-        The bytes are decoded again at once: it proves that they can be read, gives the caller what readers will see, and
-        finds what Avro's encoder would change in silence (5.5 in a long becomes 5, any object in a boolean becomes true).
+        The caller gets what readers will see, from the same pass. Values of other types than a reader gives out are written by
+        fastavro, and decoded again at once: it finds what Avro's encoder would change in silence (5.5 in a long becomes 5, any
+        object in a boolean becomes true).
 
         Raises:
             UnknownEventType: no such type or version.
             InvalidEvent: the data does not fit; the field is named.
         """
+        encoder = self._encoders.get((event_type, schema_version))
+        write, version = encoder or self._make_encoder(event_type, schema_version)
+        try:
+            payload, decoded = write(data)
+        except Exception:  # it may be unusual, and all right
+            payload, decoded = self._encode_and_read_back(self._by_name[event_type, schema_version], data)
+        text = _json.encode(decoded).decode()
+        if "\\" in text and "\\u0000" in text and (path := path_of_nul(decoded)):
+            raise InvalidEvent(f"{path} contains a NUL character, which Postgres can't store", event_type=event_type)
+        return Encoded(payload, text, decoded, version)
+
+    def _make_encoder(self, event_type: str, schema_version: int) -> Encoder:
         pinned = self._by_name.get((event_type, schema_version))
         if pinned is None:
             raise UnknownEventType(self._advice(event_type, schema_version), event_type=event_type)
+        write = compile_writer(pinned.event_type.parsed, header=_HEADER.pack(0, pinned.schema_id))
+        encoder = write or partial(self._encode_and_read_back, pinned), pinned.event_type.schema_version
+        self._encoders[event_type, schema_version] = encoder
+        return encoder
+
+    def _encode_and_read_back(self, pinned: PinnedType, data: Any) -> tuple[bytes, dict[str, Any]]:
+        """Return the payload and what it is read as; for data that the writer made for the schema does not take."""
         schema = pinned.event_type.parsed
+        if pinned.event_type.defaults and isinstance(data, Mapping):
+            data = {**pinned.event_type.defaults, **data}
         buffer = BytesIO(_HEADER.pack(0, pinned.schema_id))
         buffer.seek(5)
         try:
+            fault = decimal_fault(data, schema) if '"decimal"' in pinned.event_type.definition else ""
+            if fault:
+                raise InvalidEvent(f"data does not fit its schema: {fault}")
             schemaless_writer(buffer, schema, data, strict_allow_default=True)
             payload = buffer.getvalue()
             decoded = self.decode(payload)
             # 2**31 in an "int" is written, and read again by fastavro; readers in other languages refuse it.
             if decoded != data or (pinned.event_type.holds_int and _holds_large_int(decoded)):
                 _explain_difference(data, decoded, schema)
-            text = _json.encode(decoded)
         except InvalidEvent as refused:
-            raise InvalidEvent(refused.reason, event_type=event_type) from refused.__cause__
+            raise InvalidEvent(refused.reason, event_type=pinned.event_type.name) from refused.__cause__
         except Exception as error:  # fastavro raises whatever the conversion of a value raises
-            raise InvalidEvent(_explain(data, schema, error), event_type=event_type) from error
-        if has_nul(text, decoded):
-            raise InvalidEvent("a text in data contains a NUL character, which Postgres can't store", event_type=event_type)
-        return Encoded(payload, text.decode(), decoded, pinned.event_type.schema_version)
+            raise InvalidEvent(_explain(data, schema, error), event_type=pinned.event_type.name) from error
+        return payload, decoded
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         """Read bytes in the Confluent wire format by the schema that wrote them.
@@ -127,19 +199,17 @@ class Codec:
             DecodeError: foreign or truncated bytes, or a schema id that is not known here.
         """
         read = self.readers.get(payload[:5])
-        if read is not None:
-            try:
-                return read(payload)
-            except Exception:  # noqa: S110 - fastavro says what is wrong, below
-                pass
-        schema_id = schema_id_of(payload)
-        pinned = self._by_id.get(schema_id)
-        if pinned is None:
-            raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
-        by_fastavro = partial(_read, schema_id, pinned.event_type.parsed)
         if read is None:
-            self.readers[payload[:5]] = compile_reader(pinned.event_type.parsed, offset=5) or by_fastavro
-        return by_fastavro(payload)
+            schema_id = schema_id_of(payload)
+            if schema_id not in self._by_id:
+                raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
+            pinned = self._by_id[schema_id]
+            read = compile_reader(pinned.event_type.parsed, offset=5) or partial(_read, pinned)
+            self.readers[payload[:5]] = read
+        try:
+            return read(payload)
+        except Exception:  # what is wrong is said here
+            return _read(self._by_id[schema_id_of(payload)], payload)
 
     def _advice(self, event_type: str, schema_version: int) -> str:
         versions = sorted(version for name, version in self._by_name if name == event_type and version)
@@ -151,17 +221,20 @@ class Codec:
         )
 
 
-def _read(schema_id: int, schema: Any, payload: bytes) -> dict[str, Any]:
+def _read(pinned: PinnedType, payload: bytes) -> dict[str, Any]:
+    """Read bytes by fastavro, after a look at them: it takes -1 for the last type of a union, and cuts off long numbers."""
+    schema = pinned.event_type.parsed
     buffer = BytesIO(payload)
     buffer.seek(5)
     try:
-        data = schemaless_reader(buffer, schema, None)
-    except Exception as error:  # fastavro raises EOFError, IndexError, UnicodeDecodeError, struct.error, …
-        raise DecodeError(f"{len(payload)} bytes do not fit schema id {schema_id}: {error!r}") from error
-    if buffer.tell() != len(payload):
-        raise DecodeError(f"{len(payload) - buffer.tell()} bytes are left over behind the data of schema id {schema_id}")
-    assert isinstance(data, dict)
-    return data
+        fault: object = fault_in_bytes(payload, schema, 5)
+        if not fault:
+            return cast(dict[str, Any], schemaless_reader(buffer, schema, None))
+        cause = None
+    except Exception as error:  # fastavro raises whatever the conversion of a value raises
+        fault, cause = repr(error), error
+    name = f"{pinned.event_type.name} version {pinned.event_type.schema_version} (schema id {pinned.schema_id})"
+    raise DecodeError(f"{len(payload)} bytes do not fit {name}: {fault}") from cause
 
 
 def json_of(data: Mapping[str, Any]) -> bytes:
@@ -183,14 +256,10 @@ def schema_id_of(payload: bytes) -> int:
 def _explain(data: Any, schema: Any, error: Exception) -> str:
     """Say which field does not fit; fall back on the encoder's own words."""
     try:
-        validate(data, schema, raise_errors=True, strict=False)
-    except ValidationError as invalid:
-        return "data does not fit its schema: " + "; ".join(
-            f"{fault.field}: {fault.datum!r} is no {fault.schema}" for fault in invalid.errors[:3]
-        )
-    except Exception as other:  # values that even the validator can't look at
-        return f"data does not fit its schema: {other}"
-    return f"data does not fit its schema: {error}"
+        fault = fault_in_data(data, schema)
+    except Exception as other:  # values that can't be looked at
+        fault = str(other)
+    return f"data does not fit its schema: {fault or error}"
 
 
 def _explain_difference(data: Any, decoded: Any, schema: Any) -> None:
@@ -242,15 +311,7 @@ def _holds_large_int(value: Any) -> bool:
 
 def has_nul(text: bytes, value: Any) -> bool:
     """Tell whether a value, whose JSON is `text`, contains a NUL character, which jsonb can't hold."""
-    return b"\\" in text and b"\\u0000" in text and _contains_nul(value)
-
-
-def _contains_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, Mapping):
-        return any(_contains_nul(key) or _contains_nul(inner) for key, inner in value.items())
-    return isinstance(value, (list, tuple)) and any(map(_contains_nul, value))
+    return b"\\" in text and b"\\u0000" in text and bool(path_of_nul(value, "it"))
 
 
 def check_new_definition(known: EventType, offered: EventType) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from time import time_ns
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
 from uuid_utils.compat import uuid7
 
-from .errors import InvalidEvent
+from .errors import DecodeError, InvalidEvent
 
 __all__ = [
     "Event",
@@ -20,6 +22,7 @@ __all__ = [
     "category_of",
     "check_stream_id",
     "check_tags",
+    "data_of",
     "normalise_metadata",
     "rfc3339",
     "rfc3339_now",
@@ -29,7 +32,16 @@ _STREAM_ID = re.compile(r"(?P<category>[A-Za-z_][A-Za-z0-9_.]*)-(?P<id>[^\x00-\x
 _MAX_STREAM_ID_CHARS = 400
 _TAG = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _MAX_TAGS = 100
+_KEPT = (bytes, bytearray, date, datetime, time, timedelta, Decimal, UUID)
 _IDENTIFIERS = ("correlation_id", "causation_id", "user_id")
+_PASSED_ON = ("user_id", "traceparent", "tracestate")
+_TRACE = {
+    "traceparent": re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
+    "tracestate": re.compile(r"[\t\x20-\x7e]*"),
+}
+
+
+Model = TypeVar("Model")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # no part of a cycle, so nothing for the garbage collector
@@ -56,6 +68,32 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # no part of 
     global_position: int = 0
     created_at: datetime | None = None
 
+    @classmethod
+    def of(cls, instance: Any, **more: Any) -> Event:
+        """Make an event of an instance of a dataclass or pydantic model; the class's name is the event type.
+
+        `more` are the other arguments of `Event`: metadata, tags, event_id, schema_version.
+
+        Raises:
+            InvalidEvent: it is no such instance.
+        """
+        return cls(event_type=type(instance).__name__, data=data_of(instance), **more)
+
+    def data_as(self, model: type[Model]) -> Model:
+        """Return the data as an instance of a dataclass or pydantic model.
+
+        Raises:
+            DecodeError: the data does not fit the model.
+        """
+        try:
+            validate: Callable[[Any], Model] | None = getattr(model, "model_validate", None)  # pydantic's
+            if validate is not None:
+                return validate(dict(self.data))
+            return msgspec.convert(dict(self.data), model)
+        except (ValueError, TypeError, msgspec.ValidationError) as error:
+            where = f"stream {self.stream_id!r}, version {self.version}" if self.stream_id else "not recorded"
+            raise DecodeError(f"{self.event_type} ({where}) does not fit {model.__name__}: {error}") from error
+
     @property
     def category(self) -> str:
         """The `{Type}` of the stream."""
@@ -81,10 +119,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # no part of 
 
     def as_cause(self) -> dict[str, Any]:
         """Return the metadata of what this event causes: its id as `causation_id`, its `correlation_id` (or its id, if it began
-        the conversation), and its `user_id`."""
+        the conversation), its `user_id`, and its trace context."""
         event_id = str(self.event_id)
-        caused = {"causation_id": event_id, "correlation_id": self.correlation_id or event_id}
-        return caused if self.user_id is None else {**caused, "user_id": self.user_id}
+        passed_on = {name: self.metadata[name] for name in _PASSED_ON if self.metadata.get(name) is not None}
+        return {"causation_id": event_id, "correlation_id": self.correlation_id or event_id, **passed_on}
 
 
 class StoredEvent(NamedTuple):
@@ -100,6 +138,21 @@ class StoredEvent(NamedTuple):
     payload: bytes
     created_at: datetime
     metadata: str
+
+
+def data_of(instance: Any) -> dict[str, Any]:
+    """Return an instance of a dataclass or pydantic model as an event's data: names and values, nested ones as well.
+
+    Raises:
+        InvalidEvent: it is no such instance.
+    """
+    if hasattr(instance, "model_dump"):
+        instance = instance.model_dump()
+    elif not is_dataclass(instance) or isinstance(instance, type):
+        raise InvalidEvent(f"{instance!r} is no instance of a dataclass or pydantic model")
+    data = msgspec.to_builtins(instance, builtin_types=_KEPT)
+    assert isinstance(data, dict)
+    return data
 
 
 def category_of(stream_id: str) -> str:
@@ -163,7 +216,7 @@ _second = (0, "")
 def rfc3339_now() -> str:
     """Return the present time like `rfc3339`, at a third of its cost: the text of a second is made once."""
     global _second
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    seconds, nanoseconds = divmod(time_ns(), 1_000_000_000)
     at, text = _second
     if at != seconds:
         text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
@@ -180,7 +233,8 @@ def normalise_metadata(metadata: Mapping[str, Any], *, now: str) -> dict[str, An
     """Return the envelope as it is stored: ids as strings, `timestamp` in UTC as RFC 3339 (`now` where it is missing).
 
     Raises:
-        InvalidEvent: an identifier that is no string or UUID, a timestamp that is naive or unreadable.
+        InvalidEvent: an identifier that is no string or UUID, a timestamp that is naive or unreadable, a trace context that is
+            not in the form of https://www.w3.org/TR/trace-context/.
     """
     normal = dict(metadata)
     for name in _IDENTIFIERS:
@@ -191,6 +245,13 @@ def normalise_metadata(metadata: Mapping[str, Any], *, now: str) -> dict[str, An
             normal.pop(name, None)
         elif not isinstance(value, str):
             raise InvalidEvent(f"metadata[{name!r}] is {type(value).__name__}; it must be a string or a UUID")
+    for name, form in _TRACE.items():
+        if name in normal and not (isinstance(normal[name], str) and form.fullmatch(normal[name])):
+            if normal[name] is not None:
+                raise InvalidEvent(
+                    f"metadata[{name!r}] is {normal[name]!r}; give it in the form of W3C Trace Context, or not at all"
+                )
+            del normal[name]
     moment = normal.get("timestamp")
     if moment is None:
         normal["timestamp"] = now

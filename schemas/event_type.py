@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 
+from .avro_rules import MAX_DEFINITION_BYTES, check_schema, parse_definition
+from .defaults import default_value
 from .errors import SchemaError
+from .references import inline_types, load_types
 
 __all__ = ["EventType", "load_event_types"]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(\.v(?P<version>[1-9][0-9]*))?\.avsc")
 
 
@@ -34,10 +38,14 @@ class EventType:
     name: str
     schema_version: int
     definition: str
+    model: type | None = field(default=None, compare=False, repr=False)
+    """The dataclass or pydantic model that it was made from."""
 
     @classmethod
-    def from_schema(cls, schema: dict[str, Any], *, schema_version: int = 1) -> EventType:
+    def from_schema(cls, schema: dict[str, Any], *, schema_version: int = 1, types: Sequence[dict[str, Any]] = ()) -> EventType:
         """Make an event type from an Avro record schema; the record's name is the event type's name.
+
+        `types` are the definitions of named types that it refers to and does not define itself: each is put in its place.
 
         Raises:
             SchemaError: the schema is not a valid Avro record, or the version is below 1.
@@ -48,21 +56,25 @@ class EventType:
             raise SchemaError(f"{schema['name']}: schema versions count from 1, not {schema_version}")
         name = schema["name"].rpartition(".")[2]
         try:
+            schema = inline_types(schema, types) if types else schema
+            check_schema(schema)
             definition = json.dumps(schema, sort_keys=True, separators=(",", ":"))
+        except SchemaError as error:
+            raise SchemaError(f"{name} version {schema_version}: invalid Avro schema: {error}") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise SchemaError(f"{name}: the schema is not JSON: {error}") from error
         event_type = cls(name, schema_version, definition)
-        fault = _fault(event_type.parsed, frozenset())
-        if fault:
-            raise SchemaError(f"{name} version {schema_version}: invalid Avro schema: {fault}")
+        _ = event_type.parsed  # fastavro has its rules too
         fault = _privacy_fault(schema)
         if fault:
             raise SchemaError(f"{name} version {schema_version}: {fault}")
         return event_type
 
     @classmethod
-    def from_avsc(cls, file: Path | Traversable) -> EventType:
+    def from_avsc(cls, file: Path | Traversable, *, types: Sequence[dict[str, Any]] | None = None) -> EventType:
         """Read `OrderPlaced.avsc` (version 1) or `OrderPlaced.v2.avsc`.
+
+        Named types that it refers to are looked for in the folder `types/` beside the file, unless `types` are given.
 
         Raises:
             SchemaError: the file's name or content is not as it should be.
@@ -71,16 +83,19 @@ class EventType:
         if match is None:
             raise SchemaError(f"{file}: name it like the event type: OrderPlaced.avsc, or OrderPlaced.v2.avsc for version 2")
         try:
-            schema = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SchemaError(f"{file}: not JSON: {error}") from error
-        event_type = cls.from_schema(schema, schema_version=int(match["version"] or 1))
+            with file.open("rb") as content:
+                schema = parse_definition(content.read(MAX_DEFINITION_BYTES + 1))
+        except SchemaError as error:
+            raise SchemaError(f"{file}: {error}") from error
+        if types is None:
+            types = load_types(file.parent / "types") if isinstance(file, Path) else ()
+        event_type = cls.from_schema(schema, schema_version=int(match["version"] or 1), types=types)
         if event_type.name != match["name"]:
             raise SchemaError(f"{file}: the record inside is called {event_type.name!r}; the file's name must agree")
         return event_type
 
     @classmethod
-    def from_dataclass(cls, model: Any, *, schema_version: int = 1) -> EventType:
+    def from_dataclass(cls, model: type, *, schema_version: int = 1) -> EventType:
         """Derive the schema from a dataclass; the class's name is the event type's name.
 
         Needs the extra `eventspine[dataclasses]`.
@@ -92,17 +107,47 @@ class EventType:
 
         if not isinstance(model, type) or not (is_dataclass(model) or issubclass(model, AvroModel)):
             raise SchemaError(f"{model!r} is no dataclass")
+        return cls._derived(model, AvroModel, schema_version)
+
+    @classmethod
+    def from_pydantic(cls, model: type, *, schema_version: int = 1) -> EventType:
+        """Derive the schema from a pydantic model; the class's name is the event type's name.
+
+        Needs the extra `eventspine[dataclasses]` and pydantic.
+
+        Raises:
+            SchemaError: a field's type has no Avro schema.
+        """
+        from dataclasses_avroschema.pydantic import AvroBaseModel
+        from pydantic import BaseModel
+
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            raise SchemaError(f"{model!r} is no pydantic model")
+        return cls._derived(model, AvroBaseModel, schema_version)
+
+    @classmethod
+    def _derived(cls, model: type, base: Any, schema_version: int) -> EventType:
         try:
-            if not issubclass(model, AvroModel):
-                # The library does not resolve annotations that are strings (`from __future__ import annotations`).
-                hints = get_type_hints(model, include_extras=True)
-                resolved = [(each.name, hints[each.name], _copy_of(each)) for each in fields(model)]
-                kept = {name: value for name, value in vars(model).items() if name in ("Meta", "__doc__", "__module__")}
-                model = make_dataclass(model.__name__, resolved, bases=(AvroModel,), namespace=kept)
-            schema = json.loads(model.avro_schema())
+            schema = json.loads(_with_schema(model, base).avro_schema())
         except Exception as error:  # the library raises whatever its field classes raise
             raise SchemaError(f"{model.__name__}: no Avro schema can be derived: {error}") from error
-        return cls.from_schema(schema, schema_version=schema_version)
+        return replace(cls.from_schema(schema, schema_version=schema_version), model=model)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The Avro schema as JSON values; a new copy each time."""
+        schema: dict[str, Any] = json.loads(self.definition)
+        return schema
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """The fields whose defaults fastavro can't write as the schema states them: bytes, fixed and what is made of them."""
+        named: dict[str, Any] = self.parsed["__named_schemas"]
+        return {
+            member["name"]: default_value(member["type"], member["default"], named)
+            for member in self.parsed["fields"]
+            if "default" in member and isinstance(member["default"], (str, list, dict)) and _holds_bytes(member["type"], named)
+        }
 
     @cached_property
     def parsed(self) -> dict[str, Any]:
@@ -148,44 +193,16 @@ class EventType:
 def load_event_types(folder: Path | Traversable) -> list[EventType]:
     """Read every `.avsc` file of a folder, sorted by name and version.
 
+    Named types that several of them share lie in its folder `types/`.
+
     Raises:
         SchemaError: a file is wrong, or there is none.
     """
-    types = [EventType.from_avsc(file) for file in folder.iterdir() if file.name.endswith(".avsc")]
+    shared = load_types(folder / "types")
+    types = [EventType.from_avsc(file, types=shared) for file in folder.iterdir() if file.name.endswith(".avsc")]
     if not types:
         raise SchemaError(f"{folder}: no .avsc file in this folder")
     return sorted(types, key=lambda event_type: (event_type.name, event_type.schema_version))
-
-
-def _fault(schema: Any, enclosing: frozenset[str]) -> str:
-    """Return what is wrong with a parsed schema that fastavro lets pass and other Avro libraries refuse; "" if nothing.
-
-    A type that contains itself is valid Avro, and refused all the same: fastavro reads and writes it by recursion in C
-    without a limit, so that a few thousand levels (or as many hostile bytes) end the process by a segmentation fault.
-
-    Source: https://avro.apache.org/docs/1.12.0/specification/ (names; unions)
-    """
-    if isinstance(schema, str):
-        return f"{schema} contains itself; give it a bounded depth, or keep the tree as JSON in a string" * (schema in enclosing)
-    if isinstance(schema, list):
-        kinds = [_kind(branch) for branch in schema]
-        if "union" in kinds or len(set(kinds)) < len(kinds):
-            return f"a union holds a union, or one type twice: {kinds}"
-        return next(filter(None, (_fault(branch, enclosing) for branch in schema)), "")
-    name = schema.get("name", "")
-    if schema["type"] in ("record", "enum", "fixed") and not all(map(_NAME.fullmatch, name.split("."))):
-        return f"{name!r} is no name"
-    if schema["type"] == "fixed" and (type(schema["size"]) is not int or schema["size"] < 0):
-        return f"the size of {name} is {schema['size']!r}"
-    if schema["type"] == "array" and _takes_no_bytes(schema["items"]):
-        return "the items of an array take no bytes, so that a few bytes could claim 2**60 of them"
-    if schema["type"] != "record":
-        inner = schema.get("items", schema.get("values"))
-        return _fault(inner, enclosing) if inner is not None else ""
-    members = [member["name"] for member in schema["fields"]]
-    if len(set(members)) < len(members) or not all(map(_NAME.fullmatch, members)):
-        return f"the fields of {name} are repeated, or have no proper names: {members}"
-    return next(filter(None, (_fault(member["type"], enclosing | {name}) for member in schema["fields"])), "")
 
 
 def _privacy_fault(schema: dict[str, Any]) -> str:
@@ -194,7 +211,7 @@ def _privacy_fault(schema: dict[str, Any]) -> str:
     marked = [member for member in members.values() if member.get("personal", False) is not False]
     if not marked:
         return ""
-    subject = members.get(schema.get("subject"))
+    subject = members.get(str(schema.get("subject")))
     if subject is None or subject["type"] != "string" or subject in marked:
         return (
             'a record with personal fields says whose they are: "subject": the name of a string field that is not personal itself'
@@ -208,17 +225,59 @@ def _privacy_fault(schema: dict[str, Any]) -> str:
     return ""
 
 
+def _with_schema(model: type, base: Any, made: dict[type, Any] | None = None) -> Any:
+    """Return the class with the library's base, which derives the schema; and so for the classes of its fields."""
+    if issubclass(model, base):
+        return model
+    made = {} if made is None else made
+    if model in made:
+        if made[model] is None:
+            raise SchemaError(f"{model.__name__} contains itself")
+        return made[model]
+    made[model] = None
+    if not is_dataclass(model):
+        from pydantic import create_model
+
+        members: Any = model
+        typed: Any = {name: (_resolved(each.annotation, base, made), each) for name, each in members.model_fields.items()}
+        made[model] = create_model(model.__name__, __base__=base, __doc__=model.__doc__, **typed)
+        return made[model]
+    # The library does not resolve annotations that are strings (`from __future__ import annotations`).
+    hints = get_type_hints(model, include_extras=True)
+    for each in fields(model):  # the library writes others as UTF-8, and Avro reads them as Latin-1
+        if isinstance(each.default, bytes) and not each.default.isascii():
+            raise SchemaError(f"the default of {each.name} is not ASCII; write this schema as an .avsc file")
+    resolved = [(each.name, _resolved(hints[each.name], base, made), _copy_of(each)) for each in fields(model)]
+    kept = {name: value for name, value in vars(model).items() if name in ("Meta", "__doc__", "__module__")}
+    made[model] = make_dataclass(model.__name__, resolved, bases=(base,), namespace=kept)
+    return made[model]
+
+
+def _resolved(hint: Any, base: Any, made: dict[type, Any]) -> Any:
+    """Return an annotation in which each plain dataclass has the library's base."""
+    if isinstance(hint, type) and not get_args(hint):
+        return _with_schema(hint, base, made) if is_dataclass(hint) or hasattr(hint, "model_fields") else hint
+    inner = get_args(hint)
+    if not inner or get_origin(hint) in (Literal, Annotated):
+        return hint
+    replaced = tuple(_resolved(each, base, made) for each in inner)
+    if replaced == inner:
+        return hint
+    return Union[replaced] if isinstance(hint, UnionType) or get_origin(hint) is Union else get_origin(hint)[replaced]  # noqa: UP007
+
+
+def _holds_bytes(schema: Any, named: dict[str, Any], seen: frozenset[str] = frozenset()) -> bool:
+    if isinstance(schema, list):
+        return _holds_bytes(schema[0], named, seen) if schema else False
+    if isinstance(schema, str):
+        return schema == "bytes" or (
+            schema in named and schema not in seen and _holds_bytes(named[schema], named, seen | {schema})
+        )
+    if schema["type"] in ("bytes", "fixed"):
+        return True
+    inner = [schema[key] for key in ("items", "values") if key in schema] + [each["type"] for each in schema.get("fields", ())]
+    return any(_holds_bytes(each, named, seen) for each in inner)
+
+
 def _copy_of(each: Field[Any]) -> Any:
     return field(default=each.default, default_factory=each.default_factory, kw_only=each.kw_only, metadata=each.metadata)
-
-
-def _takes_no_bytes(schema: Any) -> bool:
-    if isinstance(schema, dict) and schema["type"] == "record":
-        return all(_takes_no_bytes(member["type"]) for member in schema["fields"])
-    return schema == "null" or (isinstance(schema, dict) and (schema["type"] == "null" or schema.get("size") == 0))
-
-
-def _kind(branch: Any) -> str:
-    if isinstance(branch, list):
-        return "union"
-    return str(branch.get("name", branch["type"])) if isinstance(branch, dict) else str(branch)

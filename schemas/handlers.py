@@ -10,11 +10,15 @@ __all__ = ["handlers_of", "on"]
 Handler = TypeVar("Handler", bound=Callable[..., None])
 
 
-def on(*event_types: str) -> Callable[[Handler], Handler]:
-    """Mark a method as the handler of these event types: of a `Projection`, or of an `Aggregate`."""
+def on(*event_types: str | type) -> Callable[[Handler], Handler]:
+    """Mark a method as the handler of these event types: of a `Projection`, or of an `Aggregate`.
+
+    A class (dataclass, pydantic model) stands for the event type of its name; `event.data_as(Class)` makes an instance.
+    """
+    names = tuple(each if isinstance(each, str) else each.__name__ for each in event_types)
 
     def mark(handler: Handler) -> Handler:
-        handler.__dict__["handles"] = event_types
+        handler.__dict__["handles"] = names
         return handler
 
     return mark

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import msgspec
 
-from ..schemas import ConcurrencyError, Event, EventspineError
+from ..schemas import ConcurrencyError, Event, EventspineError, InvalidEvent
 from ..schemas.handlers import handlers_of
 from ..schemas.retry import Backoff, wait_or_raise
 from .protocol import EventStore, Snapshot
@@ -72,10 +72,28 @@ class Aggregate:
         return tuple(self._pending)
 
     def record(
-        self, event_type: str, data: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None, tags: tuple[str, ...] = ()
+        self,
+        event_type: Any,
+        data: Mapping[str, Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        tags: tuple[str, ...] = (),
     ) -> Event:
-        """Record an event: apply it to the state, and keep it until the aggregate is saved."""
-        event = Event(event_type=event_type, data=data, metadata=metadata or {}, tags=tags, stream_id=self.stream_id)
+        """Record an event: apply it to the state, and keep it until the aggregate is saved.
+
+        Give an event type and its data, or an instance of a dataclass or pydantic model alone: `self.record(OrderPaid(500))`.
+
+        Raises:
+            InvalidEvent: neither of these.
+        """
+        if isinstance(event_type, str) and data is None:
+            raise InvalidEvent("an event has data: give it beside the event type", event_type=event_type)
+        if not isinstance(event_type, str) and data is not None:
+            raise InvalidEvent("an instance has its data itself: give no other beside it")
+        if isinstance(event_type, str):
+            event = Event(event_type=event_type, data=data or {}, metadata=metadata or {}, tags=tags, stream_id=self.stream_id)
+        else:
+            event = Event.of(event_type, metadata=metadata or {}, tags=tags, stream_id=self.stream_id)
         self._apply(event)
         self._pending.append(event)
         return event

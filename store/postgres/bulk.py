@@ -43,6 +43,7 @@ async def import_events(
     name: str,
     events: Iterable[Event] | AsyncIterable[Event],
     *,
+    codec: Codec | None = None,
     keys: KeyRing | None = None,
     batch_events: int = 2000,
     max_event_bytes: int = 1_000_000,
@@ -52,7 +53,8 @@ async def import_events(
 
     `name` names the import: how many events of the source are recorded is kept under it, in the same transaction as the events.
     So an import that was stopped at any moment is called again with the same source, and goes on where it was. Others can append
-    meanwhile; they wait for one batch at most. Events are validated as in `append`; their types must be registered.
+    meanwhile; they wait for one batch at most. Events are validated as in `append`; their types must be registered. They are written
+    in the version that `codec` takes for today's.
 
     Raises:
         InvalidEvent: an event is refused, or names no stream; the events before its batch are recorded.
@@ -60,7 +62,7 @@ async def import_events(
         Fenced: another process runs this import at the same time.
         Unavailable: Postgres is away; call again.
     """
-    codec = Codec()
+    codec = Codec() if codec is None else codec
     codec.add(await load_pinned_types(pool))
     checkpoint = f"import:{name}"
     async with translated():

@@ -65,11 +65,11 @@ class Remains(NamedTuple):
 
 
 async def events_of_subject(store: PostgresEventStore, subject: str) -> list[Event]:
-    """Return every event with personal data of a person, readable, in the order of the log."""
+    """Return every event with personal data of a person, readable, as it was written, in the order of the log."""
     found: list[Event] = []
     for event_type in await _personal_types(store.pool):
         found += await store.read_rows(
-            _EVENTS_OF_SUBJECT, event_type.name, event_type.schema_version, event_type.subject, subject
+            _EVENTS_OF_SUBJECT, event_type.name, event_type.schema_version, event_type.subject, subject, as_written=True
         )
     return sorted(found, key=lambda event: event.global_position)
 

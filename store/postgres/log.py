@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 
 from ...schemas import PinnedType, SettingsError, StoredEvent, Unavailable
+from ...schemas.envelope import PinnedEnvelope, pin_envelopes
 from ...schemas.pins import load_pinned_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
 
@@ -21,6 +22,7 @@ _SQL = "eventspine.store.postgres"
 _READ_STORED = load_sql(_SQL, "sql/read_stored")
 _LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
+_CATEGORIES_OF_TYPES = load_sql(_SQL, "sql/categories_of_types")
 _APPEND_CHANNEL = load_sql(_SQL, "sql/append_channel")
 _TRY_LEAD = load_sql(_SQL, "sql/try_lead")
 
@@ -86,6 +88,22 @@ class PostgresLog:
     async def register_subjects(self, subjects: set[tuple[str, int]]) -> None:
         """List schemas under the subjects by which registries know them: (subject, schema id)."""
         await register_subjects(self._pool, subjects)
+
+    async def categories_of_types(self, topic_prefix: str) -> dict[str, list[str]]:
+        """Return, by category, the registered types whose events are there, without reading the log.
+
+        Where subjects name no topic (RecordNameStrategy), only the categories of each type's first and last event are known.
+        """
+        async with translated():
+            rows = await self._pool.fetch(_CATEGORIES_OF_TYPES, topic_prefix)
+        categories: dict[str, list[str]] = {}
+        for row in rows:
+            categories.setdefault(row["category"], []).append(row["event_type"])
+        return categories
+
+    async def pin_envelopes(self, data_schema_ids: set[int]) -> dict[int, PinnedEnvelope]:
+        """Return the envelopes around schemas of data, by those schemas' ids; those that have none yet are registered."""
+        return await pin_envelopes(self._pool, data_schema_ids)
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AppendSignal]:

@@ -20,11 +20,13 @@ from ...schemas import (
     UnknownEventType,
 )
 from ...schemas.codec import Codec, UnknownSchemaId
+from ...schemas.compatibility import Level
 from ...schemas.event import rfc3339_now
 from ...schemas.pins import load_pinned_types, register_event_types
 from ...schemas.postgres import Connection, load_sql, translated
 from ...schemas.privacy import KeyRing, protect_events, reveal_events
 from ...schemas.retry import Backoff, wait_or_raise
+from ...schemas.upcasting import Upcaster
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
 from .appender import Appender
@@ -67,7 +69,7 @@ class PostgresEventStore:
     bound what goes in one round trip, `max_waiting_bytes` what waits for one: beyond it `append` waits before it queues.
     `retry_s` is how long an append or read tries again while Postgres is away. `hash_chain` adds each batch to the hash chain as
     it is recorded; without it, `eventspine audit seal` does so later. `keep_keys_s` is how long keys of personal data are kept in
-    memory.
+    memory. `as_written` leaves events in the schema version that they were written in, for tools that show what is there.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class PostgresEventStore:
         retry_s: float = 30.0,
         hash_chain: bool = True,
         keep_keys_s: float = 60.0,
+        as_written: bool = False,
     ) -> None:
+        self._as_written = as_written
         self.log = PostgresLog(pool)
         self.pool = self._pool = pool
         self._codec = Codec()
@@ -103,13 +107,25 @@ class PostgresEventStore:
         """How many bytes of appends wait or are under way; beyond `max_waiting_bytes`, further calls of `append` wait."""
         return self._appender.held_bytes
 
-    async def register(self, event_types: Sequence[EventType]) -> None:
+    async def register(
+        self,
+        event_types: Sequence[EventType],
+        upcasters: Sequence[Upcaster] = (),
+        *,
+        compatibility: Level = Level.FULL_TRANSITIVE,
+    ) -> None:
         """Register event types, all or none; each keeps its schema id for ever. Doing it again changes nothing.
 
+        What is given is declared as well: this store appends in the highest version given of each type, and reads events of other
+        versions as that one, by `upcasters` and Avro's rules. A version that is new must be compatible with the earlier ones, or
+        be reached from them by upcasters.
+
         Raises:
-            SchemaError: a type is registered under that version with another schema.
+            SchemaError: a type is registered under that version with another schema; a new version is not compatible; or an older
+                version can't be read as the declared one.
         """
-        self._codec.add(await register_event_types(self._pool, event_types))
+        pinned = await register_event_types(self._pool, event_types, upcasters, compatibility=compatibility)
+        self._codec.add(pinned, declared=event_types, upcasters=upcasters)
 
     async def append(
         self,
@@ -169,6 +185,7 @@ class PostgresEventStore:
             self._pool,
             name,
             events,
+            codec=self._codec,
             keys=self._keys,
             batch_events=batch_events,
             max_event_bytes=self._max_event_bytes,
@@ -231,9 +248,9 @@ class PostgresEventStore:
         """Drop a person's key from memory, so that the next read asks for it again."""
         self._keys.forget(subject)
 
-    async def read_rows(self, statement: str, *parameters: Any) -> list[Event]:
+    async def read_rows(self, statement: str, *parameters: Any, as_written: bool = False) -> list[Event]:
         """Return the events that a statement of ours selects, in the columns and the order of sql/read_all.sql."""
-        return await self._read(statement, *parameters)
+        return await self._patiently(partial(self._read_once, statement, *parameters, as_written=as_written))
 
     async def last_position(self) -> int:
         """Return the global position of the last event, 0 for an empty log."""
@@ -334,7 +351,9 @@ class PostgresEventStore:
                 for part, outcome in zip(request.parts, outcomes, strict=True)
             ]
         copies = recorded(request, outcomes)
-        return [await self._reveal(each, connection) for each in copies] if self._codec.holds_personal else copies
+        if self._codec.holds_personal:
+            copies = [await self._reveal(each, connection) for each in copies]
+        return copies if self._as_written else [self._codec.upcast(each) for each in copies]
 
     # With the caller's connection, nothing here asks the pool for another one: callers may hold all of them.
 
@@ -384,10 +403,10 @@ class PostgresEventStore:
             except Unavailable as error:
                 await wait_or_raise(backoff, error)
 
-    async def _read_once(self, statement: str, *parameters: Any) -> list[Event]:
+    async def _read_once(self, statement: str, *parameters: Any, as_written: bool = False) -> list[Event]:
         async with translated():
             rows = await self._pool.fetch(statement, *parameters)
-        return await self._events(rows)
+        return await self._events(rows, as_written=as_written)
 
     async def _read_following(self, query: Query | None, after: int, batch_size: int) -> Following:
         """Return what comes behind a position: the next events that match, at most `batch_size`."""
@@ -399,13 +418,17 @@ class PostgresEventStore:
         full = len(events) == batch_size
         return Following(events, events[-1].global_position if full else max(after, end), full)
 
-    async def _events(self, rows: Sequence[asyncpg.Record], connection: Connection | None = None) -> list[Event]:
+    async def _events(
+        self, rows: Sequence[asyncpg.Record], connection: Connection | None = None, *, as_written: bool = False
+    ) -> list[Event]:
         try:
             events = _decode(self._codec, rows)
         except UnknownSchemaId:
             self._codec.add(await load_pinned_types(connection or self._pool))
             events = _decode(self._codec, rows)
-        return await reveal_events(self._codec, self._keys, events, connection) if self._codec.holds_personal else events
+        if self._codec.holds_personal:
+            events = await reveal_events(self._codec, self._keys, events, connection)
+        return events if self._as_written or as_written else self._codec.upcast(events)
 
 
 def _decode(codec: Codec, rows: Sequence[asyncpg.Record]) -> list[Event]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from eventspine import (
@@ -123,13 +124,15 @@ async def test_copies_are_in_the_order_of_the_events(store: EventStore) -> None:
     assert await store.read_stream(ORDER) == recorded
 
 
-async def test_the_newest_schema_version_is_the_default(store: EventStore) -> None:
+async def test_the_newest_schema_version_is_written_and_every_version_is_read_as_it(store: EventStore) -> None:
     shipped = Event(event_type="OrderShipped", data={"carrier": "c"})
     old = Event(event_type="OrderShipped", data={"carrier": "c"}, schema_version=1)
-    await store.append(ORDER, "Order", [shipped, old], expected_version=0)
-    new_copy, old_copy = await store.read_stream(ORDER)
-    assert (new_copy.schema_version, new_copy.data) == (2, {"carrier": "c", "tracking_code": ""})
-    assert (old_copy.schema_version, old_copy.data) == (1, {"carrier": "c"})
+    copies = await store.append(ORDER, "Order", [shipped, old], expected_version=0)
+    assert [(copy.schema_version, copy.data) for copy in copies] == [(2, {"carrier": "c", "tracking_code": ""})] * 2
+    assert await store.read_stream(ORDER) == copies
+    assert await store.append(ORDER, "Order", [shipped, old], expected_version=0) == copies
+    with pytest.raises(EventIdTaken):  # the other version is another content
+        await store.append(ORDER, "Order", [shipped, msgspec.structs.replace(old, schema_version=2)], expected_version=0)
 
 
 # Expected versions
@@ -522,7 +525,8 @@ async def test_types_registered_by_another_process_are_found(store: EventStore, 
         ORDER, "Order", [Event(event_type="OrderReturned", data={"reason": "", "to": "x"})], expected_version=1
     )
     assert await store.read_stream(ORDER, 2) == [second]
-    assert await take(store.subscribe(), 2) == [first, second]
+    in_new_shape = msgspec.structs.replace(first, schema_version=2, data={"reason": "too large", "to": ""})
+    assert await take(store.subscribe(), 2) == [in_new_shape, second]
 
 
 async def test_writers_that_race_for_a_version_have_one_winner(store: EventStore, backend: Backend) -> None:

@@ -10,11 +10,10 @@ from io import StringIO
 from pathlib import Path
 
 import asyncpg
-import pytest
 
 from eventspine import EventType, PostgresEventStore
 
-PAGE = Path(__file__).parents[2] / "docs" / "store.md"
+DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n(?P<output>(?:    [^\n]*\n)+))?", re.DOTALL)
 
 
@@ -23,9 +22,7 @@ def record(name: str, **fields: str) -> EventType:
     return EventType.from_schema({"type": "record", "name": name, "fields": members})
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_the_store_page(pool: asyncpg.Pool) -> None:
-    """One program in the order of the page; each block prints what stands behind it."""
     store = PostgresEventStore(pool)
     await store.register(
         [
@@ -34,8 +31,17 @@ async def test_the_store_page(pool: asyncpg.Pool) -> None:
             record("SeatTaken", seat="string"),
         ]
     )
-    blocks = list(BLOCK.finditer(PAGE.read_text(encoding="utf-8")))
-    assert len(blocks) > 8
+    await run_page(DOCS / "store.md", store, pool)
+
+
+async def test_the_schemas_page(pool: asyncpg.Pool) -> None:
+    await run_page(DOCS / "schemas.md", PostgresEventStore(pool), pool)
+
+
+async def run_page(page: Path, store: PostgresEventStore, pool: asyncpg.Pool) -> None:
+    """Run a page's blocks as one program, in their order; each prints what stands behind it."""
+    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+    assert len(blocks) > 5
     program = "".join(f"{block['code']}printed()\n" for block in blocks)
     screen, outputs = StringIO(), list[str]()
 
@@ -43,8 +49,8 @@ async def test_the_store_page(pool: asyncpg.Pool) -> None:
         outputs.append(screen.getvalue())
         screen.truncate(screen.seek(0))
 
-    names = {"asyncio": asyncio, "store": store, "pool": pool, "printed": printed}
-    exec(compile(f"async def page():\n{textwrap.indent(program, '    ')}", str(PAGE), "exec"), names)
+    names = {"asyncio": asyncio, "PostgresEventStore": PostgresEventStore, "store": store, "pool": pool, "printed": printed}
+    exec(compile(f"async def page():\n{textwrap.indent(program, '    ')}", str(page), "exec", dont_inherit=True), names)
     with redirect_stdout(screen):
         async with asyncio.timeout(60):
             await names["page"]()  # type: ignore[operator]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 from uuid import UUID
 
 import asyncpg
@@ -33,9 +34,11 @@ from eventspine import (
     StreamAppend,
     Subscription,
     Unavailable,
+    Upcaster,
     WorkerGroup,
     handle_command,
     on,
+    upcaster,
 )
 from eventspine.testing import given
 
@@ -55,6 +58,41 @@ async def place_order(store: EventStore, order_id: str) -> None:
     assert_type(recorded[0].timestamp, datetime | None)
     assert_type(recorded[0].user_id, str | None)
     assert_type(recorded[0].category, str)
+
+
+@dataclass
+class OrderPlaced:
+    customer_id: str
+    total_cents: int
+
+
+@upcaster("OrderPlaced", from_version=1)
+def add_total(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "total_cents": 0}
+
+
+@add_total.downcaster
+def drop_total(data: dict[str, Any]) -> dict[str, Any]:
+    return {"customer_id": data["customer_id"]}
+
+
+class Counted(Aggregate):
+    placed: int = 0
+
+    def place(self) -> None:
+        self.record(OrderPlaced("c1", 500))
+
+    @on(OrderPlaced)
+    def _placed(self, event: Event) -> None:
+        self.placed += event.data_as(OrderPlaced).total_cents
+
+
+async def typed_events(pool: asyncpg.Pool, event: Event) -> None:
+    store = PostgresEventStore(pool)
+    await store.register([EventType.from_dataclass(OrderPlaced)], [add_total])
+    assert_type(add_total, Upcaster)
+    assert_type(Event.of(OrderPlaced("c1", 500), metadata={"user_id": "u1"}), Event)
+    assert_type(event.data_as(OrderPlaced), OrderPlaced)
 
 
 async def expect(store: EventStore, expected: ExpectedVersion) -> None:

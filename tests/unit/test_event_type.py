@@ -71,7 +71,7 @@ def test_the_order_of_fields_matters() -> None:
         (record("A", ("x", "nope")), "nope"),
         (record("A", ("x", object())), "not JSON"),
         (record("A", ("x", "long", "s")), "Default value"),
-        ({"type": "record", "name": "A", "fields": 5}, "iterable"),
+        ({"type": "record", "name": "A", "fields": 5}, "no list"),
         ({"type": "record", "name": "A", "fields": [5]}, "5"),
         ({"type": "record", "name": "A", "fields": [{"name": "x"}]}, "type"),
         (record("A", ("x", {"type": "array"})), "items"),

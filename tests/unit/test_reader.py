@@ -30,7 +30,8 @@ def _record(fields: list[Any]) -> dict[str, Any]:
 
 def _inner(types: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(
-        types.map(lambda items: {"type": "array", "items": items}),
+        # An array of nulls takes no bytes for its items: a few of them could claim 2**60. Event types can't have one.
+        types.filter(lambda items: items != "null").map(lambda items: {"type": "array", "items": items}),
         types.map(lambda values: {"type": "map", "values": values}),
         st.sampled_from(_PRIMITIVES[1:]).map(lambda other: ["null", other]),
         st.sampled_from(_LOGICAL).map(lambda other: ["null", other, "boolean"]),
@@ -83,13 +84,19 @@ def test_refuses_bytes_that_do_not_fit(payload: bytes) -> None:
     read = compile_reader(fastavro.parse_schema(_special))
     assert read is not None
     assert read(b"1234\x00\x02") == {"field0": b"1234", "field1": "RED", "field2": {"its": 1}}
-    with pytest.raises((IndexError, ValueError)):
+    with pytest.raises((LookupError, ValueError)):
         read(payload)
 
 
-def test_leaves_types_that_are_named_to_fastavro() -> None:
-    colour = {"type": "enum", "name": "Colour", "symbols": ["RED"]}
-    assert compile_reader(fastavro.parse_schema(_record([colour, "Colour"]))) is None
+def test_knows_types_that_are_named() -> None:
+    colour = {"type": "enum", "name": "Colour", "symbols": ["RED", "GREEN"]}
+    read = compile_reader(fastavro.parse_schema(_record([colour, "Colour"])))
+    assert read is not None
+    assert read(b"\x00\x02") == {"field0": "RED", "field1": "GREEN"}
+
+
+def test_leaves_large_schemas_to_fastavro() -> None:
+    assert compile_reader(fastavro.parse_schema(_record(["long"] * 4_000))) is None
 
 
 def _values(schema: Any) -> st.SearchStrategy[Any]:

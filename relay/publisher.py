@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ..schemas import EventspineError, Fenced, StoredEvent, schema_id_of
 from ..schemas.cloudevents import headers_of
+from ..schemas.envelope import PinnedEnvelope, envelop
 from ..schemas.kafka import client_settings, kafka_error, topic_of
 from .cursor import Cursor
 
-__all__ = ["Publisher", "Record", "record_of", "subjects_of"]
+__all__ = ["SUBJECT_NAMES", "Publisher", "Record", "record_of", "subjects_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,42 @@ class Record(NamedTuple):
     headers: list[tuple[str, str | bytes | None]]
 
 
-def record_of(event: StoredEvent, *, prefix: str, source: str) -> Record:
-    """Route an event: topic by category, key by stream, stored bytes untouched, envelope in the headers."""
-    return Record(topic_of(event.stream_type, prefix), event.stream_id.encode(), event.payload, headers_of(event, source))
+SUBJECT_NAMES: Final[Mapping[str, Callable[[str, str], str]]] = {
+    "TopicRecordNameStrategy": lambda topic, full_name: f"{topic}-{full_name}",
+    "RecordNameStrategy": lambda topic, full_name: full_name,
+    "TopicNameStrategy": lambda topic, full_name: f"{topic}-value",
+}
+"""How a subject is called after the topic and the record, under each of the names that Confluent's clients give these ways.
+
+Source: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#subject-name-strategy
+"""
 
 
-def subjects_of(events: Iterable[StoredEvent], full_names: dict[int, str], prefix: str) -> set[tuple[str, int]]:
-    """Return under which subjects a registry lists the events' schemas: (`{topic}-{record name}`, schema id)."""
-    pairs = {(event.stream_type, schema_id_of(event.payload)) for event in events}
-    return {(f"{topic_of(stream_type, prefix)}-{full_names[schema_id]}", schema_id) for stream_type, schema_id in pairs}
+def record_of(event: StoredEvent, *, prefix: str, source: str, envelopes: Mapping[int, PinnedEnvelope] | None = None) -> Record:
+    """Route an event: topic by category, key by stream, stored bytes untouched.
+
+    The envelope goes into the headers; with `envelopes`, by schema id of the data, into the value.
+    """
+    topic, key = topic_of(event.stream_type, prefix), event.stream_id.encode()
+    if envelopes is None:
+        return Record(topic, key, event.payload, headers_of(event, source))
+    return Record(topic, key, *envelop(event, envelopes[schema_id_of(event.payload)].header))
+
+
+def subjects_of(
+    events: Iterable[StoredEvent],
+    full_names: Mapping[int, str],
+    prefix: str,
+    *,
+    strategy: str = "TopicRecordNameStrategy",
+    envelopes: Mapping[int, PinnedEnvelope] | None = None,
+) -> set[tuple[str, int]]:
+    """Return under which subjects a registry lists the schemas of the events' records: (subject, schema id)."""
+    subjects = set()
+    for stream_type, schema_id in {(event.stream_type, schema_id_of(event.payload)) for event in events}:
+        listed = PinnedEnvelope(schema_id, full_names[schema_id]) if envelopes is None else envelopes[schema_id]
+        subjects.add((SUBJECT_NAMES[strategy](topic_of(stream_type, prefix), listed.full_name), listed.schema_id))
+    return subjects
 
 
 class Publisher:

@@ -6,17 +6,20 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from ..schemas import Fenced, StoredEvent, Unavailable
+from ..schemas import Fenced, SettingsError, StoredEvent, Unavailable, schema_id_of
+from ..schemas.envelope import PinnedEnvelope
 from ..schemas.kafka import topic_of
 from ..schemas.retry import Backoff
 from ..store.postgres.log import AppendSignal, Lead, PostgresLog
 from .cursor import TOPIC_SETTINGS, Cursor, check_history, cursor_topic, next_cursor, read_cursor
-from .publisher import Publisher, record_of, subjects_of
+from .publisher import SUBJECT_NAMES, Publisher, record_of, subjects_of
 from .topics import TopicSettings, ensure_topic
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "check_options"]
 
 logger = logging.getLogger(__name__)
+
+_VALUE_FORMATS = ("data", "envelope")
 
 
 class Relay:
@@ -28,7 +31,9 @@ class Relay:
     A crash at any point loses and repeats nothing: events and cursor are committed in one Kafka transaction, and readers
     with `isolation.level=read_committed` see both or neither.
 
-    Options: `batch_events` and `batch_bytes` bound one transaction. `poll_s` bounds the delay when a notification of an
+    Options: `value_format` "data" publishes an event's data with its envelope in the headers, "envelope" one record with both in
+    the value, for readers that see no headers. `subject_strategy` is how subjects are called, by the names of Confluent's
+    clients. `batch_events` and `batch_bytes` bound one transaction. `poll_s` bounds the delay when a notification of an
     append is lost. `give_up_after_s` is how long it keeps trying while Kafka or Postgres is away before it raises.
 
     Attributes: `position` is the last position published, `published` how many events this object has published, `state`
@@ -43,12 +48,15 @@ class Relay:
         name: str = "relay",
         topic_prefix: str = "events.",
         source: str = "/eventspine",
+        value_format: str = "data",
+        subject_strategy: str = "TopicRecordNameStrategy",
         topics: TopicSettings | None = None,
         batch_events: int = 5_000,
         batch_bytes: int = 16_000_000,
         poll_s: float = 0.5,
         give_up_after_s: float = 300.0,
     ) -> None:
+        check_options(value_format, subject_strategy)
         self.position = 0
         self.published = 0
         self.state = "starting"
@@ -65,7 +73,9 @@ class Relay:
         self._cursor_topic = cursor_topic(topic_prefix)
         self._known_topics: set[str] = set()
         self._known_subjects: set[tuple[str, int]] = set()
+        self._subject_strategy = subject_strategy
         self._full_names: dict[int, str] = {}
+        self._envelopes: dict[int, PinnedEnvelope] | None = {} if value_format == "envelope" else None
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -132,7 +142,9 @@ class Relay:
             await self._prepare(events)
             reading = asyncio.create_task(self._read_after(cursor))  # fetch the next batch while this one is committed
             try:
-                records = [record_of(event, prefix=self._prefix, source=self._source) for event in events]
+                records = [
+                    record_of(event, prefix=self._prefix, source=self._source, envelopes=self._envelopes) for event in events
+                ]
                 await asyncio.to_thread(publisher.publish, records, self._cursor_topic, self._name, cursor)
                 self._say_that_all_is_well()
                 self.position = cursor.position
@@ -145,20 +157,27 @@ class Relay:
         return await self._log.read_stored(cursor.position, self._batch_events, self._batch_bytes)
 
     async def _prepare(self, events: list[StoredEvent]) -> None:
-        """Make topics and subjects that are new with this batch."""
+        """Make topics, envelopes and subjects that are new with this batch."""
         topics = {topic_of(event.stream_type, self._prefix) for event in events} - self._known_topics
         for topic in topics:
             settings = {"retention.ms": str(self._topics.retention_ms)}
             await self._ensure_topic(topic, partitions=self._topics.partitions, settings=settings)
         self._known_topics |= topics
         try:
-            subjects = subjects_of(events, self._full_names, self._prefix)
+            subjects = self._subjects(events)
         except KeyError:
-            self._full_names = {pin.schema_id: pin.event_type.full_name for pin in await self._log.pinned_types()}
-            subjects = subjects_of(events, self._full_names, self._prefix)
+            if self._envelopes is None:
+                self._full_names = {pin.schema_id: pin.event_type.full_name for pin in await self._log.pinned_types()}
+            else:
+                self._envelopes |= await self._log.pin_envelopes({schema_id_of(event.payload) for event in events})
+            subjects = self._subjects(events)
         if subjects - self._known_subjects:
             await self._log.register_subjects(subjects - self._known_subjects)
             self._known_subjects |= subjects
+
+    def _subjects(self, events: list[StoredEvent]) -> set[tuple[str, int]]:
+        strategy, envelopes = self._subject_strategy, self._envelopes
+        return subjects_of(events, self._full_names, self._prefix, strategy=strategy, envelopes=envelopes)
 
     async def _ensure_topic(self, topic: str, *, partitions: int, settings: dict[str, str]) -> None:
         replication = self._topics.replication
@@ -176,3 +195,17 @@ class Relay:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+def check_options(value_format: str, subject_strategy: str) -> None:
+    """Check the two options that are names.
+
+    Raises:
+        SettingsError: there is no such value.
+    """
+    for option, value, known in (
+        ("value_format", value_format, _VALUE_FORMATS),
+        ("subject_strategy", subject_strategy, tuple(SUBJECT_NAMES)),
+    ):
+        if value not in known:
+            raise SettingsError(f"{option} is {value!r}; it is one of {', '.join(known)}")

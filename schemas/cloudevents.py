@@ -2,6 +2,7 @@
 
 Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md (headers `ce_…`)
 and https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md (attributes; extension names are a-z and 0-9).
+The trace context (https://www.w3.org/TR/trace-context/) goes under its own names, which OpenTelemetry's Kafka clients read.
 
 | header             | holds                                                                    |
 | ------------------ | ------------------------------------------------------------------------ |
@@ -17,7 +18,10 @@ and https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md (attribu
 | ce_schemaversion   | version of the event type's schema                                       |
 | ce_correlationid, ce_causationid, ce_userid | metadata of these names, where set              |
 | ce_metadata        | all other metadata, as a JSON object; left out if there is none          |
+| traceparent, tracestate | metadata of these names, where set                                  |
 | content-type       | application/avro                                                         |
+
+A record whose value holds the envelope has no `ce_id`; see `eventspine.schemas.envelope`.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ _SPLIT: Final = {
     "correlation_id": "ce_correlationid",
     "causation_id": "ce_causationid",
     "user_id": "ce_userid",
+    "traceparent": "traceparent",
+    "tracestate": "tracestate",
 }
 _read_json = msgspec.json.Decoder(dict[str, Any])
 _write_json = msgspec.json.Encoder()
@@ -62,9 +68,8 @@ def headers_of(stored: StoredEvent, source: str) -> list[tuple[str, str | bytes 
     ]
     metadata = _read_json.decode(stored.metadata)
     for name, header in _SPLIT.items():
-        value = metadata.pop(name, None)
-        if value is not None:
-            headers.append((header, value))
+        if isinstance(metadata.get(name), str):
+            headers.append((header, metadata.pop(name)))
     if metadata:
         headers.append(("ce_metadata", _write_json.encode(metadata)))
     return headers

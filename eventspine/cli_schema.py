@@ -16,6 +16,7 @@ from .check_registry import ask_registry, strategies_of
 from .check_report import Mistake, Report
 from .check_store import Held, load_held, load_snapshots
 from .cli_asyncapi import asyncapi
+from .cli_registry import open_registry
 from .connect import open_pool
 from .schema_check import check_program
 from .schema_files import file_name, generate_module, newest_in, next_schema, write_schemas
@@ -23,7 +24,7 @@ from .schema_module import SchemaModule, load_schema_module
 from .schemas import EventType, SchemaError, SettingsError
 from .schemas.compatibility import Level
 from .schemas.diff import differences, verdicts
-from .schemas.envelope import envelope_schema
+from .schemas.envelope import envelope_schema, pin_envelopes
 from .schemas.handlers import handlers_of
 from .schemas.pins import load_pinned_types, register_event_types
 from .schemas.postgres import translated
@@ -60,10 +61,12 @@ def schema_register(
     upcasters = load_schema_module(schemas or settings.schema_modules()).upcasters
 
     async def work() -> None:
-        async with open_pool(settings.need_postgres(), max_connections=1) as pool:
+        async with open_pool(settings.need_postgres(), max_connections=1) as pool, open_registry(settings) as registry:
             async with translated(), pool.acquire() as connection:
                 await migrate(connection, only_if_empty=True)
-            await register_event_types(pool, event_types, upcasters, compatibility=level)
+            pinned = await register_event_types(pool, event_types, upcasters, compatibility=level, registry=registry)
+            if settings.value_format == "envelope":  # so that the relay needs no registry for them
+                await pin_envelopes(pool, [pin.schema_id for pin in pinned], registry=registry)
 
     run(work())
     for event_type in event_types:
@@ -187,7 +190,9 @@ def schema_export(
 @schema_app.command("generate")
 def schema_generate(
     files: Files,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The Python module that is written.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The Python module that is written; else the screen.")
+    ] = None,
     pydantic: Annotated[bool, typer.Option("--pydantic", help="Pydantic models instead of dataclasses.")] = False,
 ) -> None:
     """Write classes for event types: dataclasses, or pydantic models. `EventType.from_dataclass` gives the same schemas back.
@@ -195,7 +200,11 @@ def schema_generate(
     Of several versions of a type, the newest becomes the class.
     """
     event_types = _newest([EventType.from_avsc(file) for file in files])
-    output.write_text(generate_module(event_types, pydantic=pydantic), encoding="utf-8")
+    module = generate_module(event_types, pydantic=pydantic)
+    if output is None:
+        typer.echo(module, nl=False)
+        return
+    output.write_text(module, encoding="utf-8")
     typer.echo(f"{output}: {', '.join(each.name for each in event_types)}")
 
 

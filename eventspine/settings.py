@@ -16,8 +16,8 @@ __all__ = ["Settings", "load_settings"]
 _DEFAULT_FILE = Path("eventspine.toml")
 
 
-def _setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
+def _setting(default: Any, meaning: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"meaning": meaning, "secret": secret})
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Settings:
     subject_strategy: str = _setting(
         "TopicRecordNameStrategy", "how subjects are called: TopicRecordNameStrategy, RecordNameStrategy or TopicNameStrategy"
     )
+    registry_url: str = _setting("", "a schema registry of your own that gives the ids of new schemas: http://host:8081")
+    registry_user: str = _setting("", "user of that registry (HTTP basic)")
+    registry_password: str = _setting("", "the user's password", secret=True)
     schemas: str = _setting("", "modules that declare event types and upcasters, for consume and schema check: shop.events,…")
     topic_partitions: int = _setting(6, "partitions of a new topic")
     topic_replication: int = _setting(-1, "replicas of a new topic; -1 takes the broker's default")
@@ -69,6 +72,9 @@ class Settings:
                 f"{environment_name(name)}, --{name.replace('_', '-')} or {name} in {_DEFAULT_FILE}"
             )
         return value
+
+
+_SECRETS = frozenset(each.name for each in dataclasses.fields(Settings) if each.metadata["secret"])
 
 
 def environment_name(setting: str) -> str:
@@ -114,4 +120,5 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
             raise ValueError
         return wanted(value) if not isinstance(value, bool) else int("no number")
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"{name}={value!r} ({environment_name(name)}): not a valid {wanted.__name__}") from error
+        shown = "…" if name in _SECRETS else repr(value)
+        raise SettingsError(f"{name}={shown} ({environment_name(name)}): not a valid {wanted.__name__}") from error

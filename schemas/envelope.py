@@ -13,7 +13,6 @@ Source: https://avro.apache.org/docs/1.12.0/specification/#binary-encoding
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -29,8 +28,10 @@ from .cloudevents import CONTENT_TYPE, event_of
 from .codec import Codec, UnknownSchemaId, schema_id_of
 from .errors import DecodeError
 from .event import Event, StoredEvent, rfc3339
+from .pins import ids_from_registry, pin_schema
 from .postgres import load_sql, translated
 from .reader import compile_reader
+from .registry_client import RegistryClient
 
 __all__ = ["Envelope", "PinnedEnvelope", "RecordReader", "envelop", "envelope_schema", "pin_envelopes", "split_envelope"]
 
@@ -38,7 +39,6 @@ _SQL = "eventspine.schemas"
 _LOCK = load_sql(_SQL, "sql/lock_registration")
 _LOAD = load_sql(_SQL, "sql/load_envelopes")
 _LOAD_DEFINITIONS = load_sql(_SQL, "sql/load_definitions")
-_REGISTER_SCHEMA = load_sql(_SQL, "sql/register_schema")
 _REGISTER = load_sql(_SQL, "sql/register_envelope")
 
 _MICROS: Final = {"type": "long", "logicalType": "timestamp-micros"}
@@ -113,18 +113,29 @@ def envelope_schema(definition: str) -> dict[str, Any]:
     return {"type": "record", "name": short, **named, "fields": [*_FIELDS, {"name": "data", "type": data}]}
 
 
-async def pin_envelopes(pool: asyncpg.Pool, data_schema_ids: Collection[int]) -> dict[int, PinnedEnvelope]:
+async def pin_envelopes(
+    pool: asyncpg.Pool, data_schema_ids: Collection[int], *, registry: RegistryClient | None = None
+) -> dict[int, PinnedEnvelope]:
     """Return the envelopes around schemas of data, by those schemas' ids; those that have none yet are registered.
+
+    With a `registry`, they are registered there first, and keep the ids that it gives.
 
     Raises:
         DecodeError: there is no schema with such an id.
+        SchemaError, Unavailable: as for event types, see `register_event_types`.
     """
     ids = sorted(set(data_schema_ids))
     found = await _load(pool, ids)
     missing = [each for each in ids if each not in found]
     if not missing:
         return found
-    async with translated(), pool.acquire() as connection, connection.transaction():
+    given: dict[bytes, int] = {}
+    if registry is not None:
+        async with translated():
+            rows = await pool.fetch(_LOAD_DEFINITIONS, missing)
+        schemas = [envelope_schema(row["definition"]) for row in rows]
+        given = await ids_from_registry(pool, registry, [(_full_name(each), _text_of(each)) for each in schemas])
+    async with translated(), pool.acquire() as connection, connection.transaction(isolation="read_committed"):
         await connection.execute(_LOCK)
         found |= await _load(connection, missing)  # another process may have been faster
         missing = [each for each in missing if each not in found]
@@ -133,8 +144,7 @@ async def pin_envelopes(pool: asyncpg.Pool, data_schema_ids: Collection[int]) ->
             if data_schema_id not in definitions:
                 raise DecodeError(f"schema id {data_schema_id} is not registered in this store")
             schema = envelope_schema(definitions[data_schema_id])
-            text = json.dumps(schema, sort_keys=True, separators=(",", ":"))
-            schema_id = await connection.fetchval(_REGISTER_SCHEMA, hashlib.sha256(text.encode()).digest(), text)
+            schema_id = await pin_schema(connection, _text_of(schema), given, _full_name(schema))
             await connection.execute(_REGISTER, schema_id, data_schema_id)
             found[data_schema_id] = PinnedEnvelope(schema_id, _full_name(schema))
     return found
@@ -273,6 +283,10 @@ async def _load(database: Any, data_schema_ids: list[int]) -> dict[int, PinnedEn
     async with translated():
         rows = await database.fetch(_LOAD, data_schema_ids)
     return {row["data_schema_id"]: PinnedEnvelope(row["schema_id"], _full_name(json.loads(row["definition"]))) for row in rows}
+
+
+def _text_of(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, sort_keys=True, separators=(",", ":"))
 
 
 def _full_name(schema: dict[str, Any]) -> str:

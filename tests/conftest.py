@@ -72,6 +72,19 @@ def kafka(endpoints: Any) -> str:
     return str(endpoints.kafka_bootstrap)
 
 
+@pytest.fixture(scope="session")
+def apicurio_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Apicurio Registry's form of Confluent's API, for the whole run: tests use subjects of their own."""
+    from tests.apicurio import ApicurioService
+
+    registry = ApicurioService(tmp_path_factory.mktemp("apicurio"))
+    try:
+        registry.start()
+        yield registry.endpoint
+    finally:
+        registry.kill()
+
+
 def dsn_of(dsn: str, database: str) -> str:
     """Return the DSN of another database on the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
@@ -82,32 +95,32 @@ def migrated_template(postgres: str) -> Iterator[str]:
     """A migrated database that tests' databases are copied from: 20 ms each instead of a migration."""
 
     async def create() -> None:
-        await _on_server(postgres, f"CREATE DATABASE {_TEMPLATE}")
+        await on_server(postgres, f"CREATE DATABASE {_TEMPLATE}")
         connection = await asyncpg.connect(dsn_of(postgres, _TEMPLATE))
         await migrate(connection)
         await connection.close()
 
     asyncio.run(create())
     yield _TEMPLATE
-    asyncio.run(_on_server(postgres, f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)"))
+    asyncio.run(on_server(postgres, f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)"))
 
 
 @pytest.fixture
 async def empty_database(postgres: str) -> AsyncIterator[str]:
     """DSN of a database without tables, dropped at the end of the test."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    await _on_server(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
+    await on_server(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
     yield dsn_of(postgres, name)
-    await _on_server(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    await on_server(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
 async def database(postgres: str, migrated_template: str) -> AsyncIterator[str]:
     """DSN of a migrated database, dropped at the end of the test."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    await _on_server(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    await on_server(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
     yield dsn_of(postgres, name)
-    await _on_server(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    await on_server(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -132,7 +145,8 @@ def topic_prefix() -> str:
     return f"test-{uuid4().hex[:12]}."
 
 
-async def _on_server(dsn: str, statement: str) -> None:
+async def on_server(dsn: str, statement: str) -> None:
+    """Run a statement on a connection of its own."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(statement)

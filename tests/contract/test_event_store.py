@@ -132,7 +132,7 @@ async def test_the_newest_schema_version_is_written_and_every_version_is_read_as
     assert await store.read_stream(ORDER) == copies
     assert await store.append(ORDER, "Order", [shipped, old], expected_version=0) == copies
     with pytest.raises(EventIdTaken):  # the other version is another content
-        await store.append(ORDER, "Order", [shipped, msgspec.structs.replace(old, schema_version=2)], expected_version=0)
+        await store.append(ORDER, "Order", [shipped, msgspec.structs.replace(old, schema_version=2)], expected_version=ANY)
 
 
 # Expected versions

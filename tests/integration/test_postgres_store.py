@@ -22,6 +22,7 @@ from eventspine import (
     ConcurrencyError,
     Event,
     EventspineError,
+    EventType,
     PostgresEventStore,
     Query,
     QueryItem,
@@ -33,7 +34,7 @@ from eventspine.schemas.postgres import load_sql
 from eventspine.store.postgres import grant_application
 from eventspine.store.postgres.migrate import FUNCTIONS, migrations
 from tests.conftest import dsn_of
-from tests.event_types import EVENT_TYPES, paid, placed
+from tests.event_types import EVENT_TYPES, paid, placed, record
 from tests.oracle import check_acked, check_log
 from tests.waiting import wait_for
 
@@ -253,6 +254,8 @@ async def test_an_application_appends_and_can_not_change_history(
             await grant_application(connection, role)
         async with asyncpg.create_pool(database, min_size=1, max_size=3, server_settings={"role": role}) as limited:
             application = PostgresEventStore(limited)
+            await application.register([EventType.from_schema(record("OrderLost", ("where", "string")))])
+            await application.log.register_subjects({("Order-OrderLost", 1)})
             condition = AppendCondition(Query(QueryItem(tags=["a"])))
             event = Event(event_type="OrderPaid", data=paid().data, tags=("b",))
             await application.append("Order-1", "Order", [event], expected_version=1, condition=condition)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from .schemas import EventType, SettingsError
+from .schemas import EventType, RegistryClient, SettingsError
 from .schemas.compatibility import Level
 from .schemas.postgres import PgBouncerConnection, learn_types, translated
 from .schemas.upcasting import Upcaster
@@ -65,6 +65,7 @@ async def connect(
     upcasters: Sequence[Upcaster] = (),
     compatibility: Level = Level.FULL_TRANSITIVE,
     as_written: bool = False,
+    registry: RegistryClient | None = None,
     max_connections: int = 10,
     max_event_bytes: int = 1_000_000,
 ) -> AsyncIterator[PostgresEventStore]:
@@ -73,6 +74,7 @@ async def connect(
     An empty database gets its tables; an existing one is only changed by `eventspine migrate`. `event_types` are registered, and
     declared as what this program appends and reads; see `PostgresEventStore.register`. Of types that were registered before and
     are not given, the highest registered version counts. `as_written` leaves what is read in the version that it was written in.
+    With a `registry` of yours, new event types get their ids from it.
 
     Raises:
         SettingsError: the DSN is wrong, the login is refused, or the tables are of another version.
@@ -83,7 +85,7 @@ async def connect(
     async with open_pool(dsn, max_connections=max_connections) as pool:
         async with translated(), pool.acquire() as connection:
             await migrate(connection, only_if_empty=True)
-        store = PostgresEventStore(pool, max_event_bytes=max_event_bytes, as_written=as_written)
+        store = PostgresEventStore(pool, max_event_bytes=max_event_bytes, as_written=as_written, registry=registry)
         await store.register(event_types, upcasters, compatibility=compatibility)
         yield store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,9 +46,11 @@ def search_topics(bootstrap: str, prefix: str, texts: Sequence[str], *, timeout_
             topics = consumer.list_topics(timeout=timeout_s).topics
             left = {(name, number) for name in topics if name.startswith(prefix) for number in topics[name].partitions}
             consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for name, number in left])
+            silent_since = time.monotonic()
             while left:
-                messages = consumer.consume(1000, timeout_s)
-                if not messages:
+                messages = consumer.consume(1000, 0.2)  # it waits so long for all of them, not for the first
+                silent_since = time.monotonic() if messages else silent_since
+                if time.monotonic() - silent_since > timeout_s:
                     raise Unavailable(
                         f"Kafka gave nothing in {timeout_s} s while {len(left)} partitions were not read to their end"
                     )

@@ -19,6 +19,7 @@ from .errors import (
 )
 from .event import Event, StoredEvent, category_of
 from .event_type import EventType, load_event_types
+from .registry_client import RegistryClient
 from .upcasting import Upcaster, upcaster
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LocalStackError",
     "PinnedType",
     "ProjectionError",
+    "RegistryClient",
     "SchemaError",
     "SettingsError",
     "StoredEvent",

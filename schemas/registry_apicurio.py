@@ -31,13 +31,13 @@ _NAMES = {401: "NotAuthorizedException", 403: "ForbiddenException", 404: "NotFou
 Endpoint = Callable[[Request], Awaitable[Any]]
 
 
-class Guard(Protocol):
+class _Guard(Protocol):
     """Make an endpoint check the user, and turn what it raises into an answer of Confluent's form."""
 
     def __call__(self, endpoint: Endpoint, *, write: bool) -> Callable[[Request], Awaitable[Response]]: ...
 
 
-def apicurio_routes(store: RegistryStore, guarded: Guard, read_body: Callable[[Request], Awaitable[bytes]]) -> list[Route]:
+def apicurio_routes(store: RegistryStore, guarded: _Guard, read_body: Callable[[Request], Awaitable[bytes]]) -> list[Route]:
     """Return the routes of what Apicurio's serializer and deserializer ask for."""
     apicurio = _Apicurio(store, read_body)
     return [

@@ -190,7 +190,7 @@ async def push_to_registry(pool: asyncpg.Pool, registry: RegistryClient) -> Push
 
 
 async def keep_registry(
-    pool: asyncpg.Pool, registry: RegistryClient, *, every_s: float = 2.0, check_every_s: float = 300.0
+    pool: asyncpg.Pool, registry: RegistryClient, *, every_s: float = 1.0, check_every_s: float = 300.0
 ) -> None:
     """Publish subjects as the relay lists them, and compare ids at the start and every `check_every_s`, until cancelled.
 
@@ -207,7 +207,12 @@ async def keep_registry(
                 seen.clear()  # the registry may have lost them
             found = {str(each): each for each in await publish_subjects(pool, registry, seen)}
             if checking:
-                found |= {str(each): each for each in await verify_registry(pool, registry)}
+                differing = {str(each): each for each in await verify_registry(pool, registry)}
+                if differing:  # the relay may have listed something between the two looks
+                    await publish_subjects(pool, registry, seen)
+                    again = {str(each) for each in await verify_registry(pool, registry)}
+                    differing = {said: each for said, each in differing.items() if said in again}
+                found |= differing
                 next_check = time.monotonic() + check_every_s
                 if known and not found:
                     logger.warning("the registry at %s agrees with Postgres again", registry.url)

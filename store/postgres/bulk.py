@@ -53,8 +53,8 @@ async def import_events(
 
     `name` names the import: how many events of the source are recorded is kept under it, in the same transaction as the events.
     So an import that was stopped at any moment is called again with the same source, and goes on where it was. Others can append
-    meanwhile; they wait for one batch at most. Events are validated as in `append`; their types must be registered. They are written
-    in the version that `codec` takes for today's.
+    meanwhile; they wait for one batch at most. Events are validated as in `append`; their types must be registered, and are
+    written in the version that `codec` takes for today's.
 
     Raises:
         InvalidEvent: an event is refused, or names no stream; the events before its batch are recorded.

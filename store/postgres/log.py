@@ -13,6 +13,7 @@ from ...schemas import PinnedType, SettingsError, StoredEvent, Unavailable
 from ...schemas.envelope import PinnedEnvelope, pin_envelopes
 from ...schemas.pins import load_pinned_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
+from ...schemas.registry_client import RegistryClient
 
 __all__ = ["AppendSignal", "Lead", "PostgresLog"]
 
@@ -56,10 +57,14 @@ class AppendSignal:
 
 
 class PostgresLog:
-    """The log for followers that pass bytes on (the relay). Reads need no lock and hold none up."""
+    """The log for followers that pass bytes on (the relay). Reads need no lock and hold none up.
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    With a `registry`, schemas of envelopes that are new are registered there first; see `pin_envelopes`.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, registry: RegistryClient | None = None) -> None:
         self._pool = pool
+        self._registry = registry
 
     async def last_position(self) -> int:
         """Return the global position of the last event, 0 for an empty log."""
@@ -103,7 +108,7 @@ class PostgresLog:
 
     async def pin_envelopes(self, data_schema_ids: set[int]) -> dict[int, PinnedEnvelope]:
         """Return the envelopes around schemas of data, by those schemas' ids; those that have none yet are registered."""
-        return await pin_envelopes(self._pool, data_schema_ids)
+        return await pin_envelopes(self._pool, data_schema_ids, registry=self._registry)
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AppendSignal]:

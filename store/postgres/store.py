@@ -16,6 +16,7 @@ from ...schemas import (
     EventType,
     Fenced,
     InvalidEvent,
+    RegistryClient,
     Unavailable,
     UnknownEventType,
 )
@@ -69,7 +70,8 @@ class PostgresEventStore:
     bound what goes in one round trip, `max_waiting_bytes` what waits for one: beyond it `append` waits before it queues.
     `retry_s` is how long an append or read tries again while Postgres is away. `hash_chain` adds each batch to the hash chain as
     it is recorded; without it, `eventspine audit seal` does so later. `keep_keys_s` is how long keys of personal data are kept in
-    memory. `as_written` leaves events in the schema version that they were written in, for tools that show what is there.
+    memory. `as_written` leaves events in the schema version that they were written in, for tools that show what is there. With a
+    `registry` of yours, event types that are new get their ids from it; those that have one never ask it.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class PostgresEventStore:
         hash_chain: bool = True,
         keep_keys_s: float = 60.0,
         as_written: bool = False,
+        registry: RegistryClient | None = None,
     ) -> None:
         self._as_written = as_written
-        self.log = PostgresLog(pool)
+        self._registry = registry
+        self.log = PostgresLog(pool, registry=registry)
         self.pool = self._pool = pool
         self._codec = Codec()
         self._keys = KeyRing(pool, keep_s=keep_keys_s)
@@ -123,8 +127,11 @@ class PostgresEventStore:
         Raises:
             SchemaError: a type is registered under that version with another schema; a new version is not compatible; or an older
                 version can't be read as the declared one.
+            Unavailable: Postgres is away, or with a new type the `registry`.
         """
-        pinned = await register_event_types(self._pool, event_types, upcasters, compatibility=compatibility)
+        pinned = await register_event_types(
+            self._pool, event_types, upcasters, compatibility=compatibility, registry=self._registry
+        )
         self._codec.add(pinned, declared=event_types, upcasters=upcasters)
 
     async def append(

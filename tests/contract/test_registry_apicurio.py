@@ -96,7 +96,7 @@ async def test_refusals(pool: asyncpg.Pool, tmp_path: Path) -> None:
     root, new = "/apis/registry/v3", artifact("s", ADDRESS)
     async with serving(pool, users=Users.from_file(tmp_path / "users")) as url, client(f"{url}{root}") as http:
 
-        async def refused(body: Any, path: str = FIND_OR_CREATE, auth: tuple[str, str] | None = writer) -> tuple[int, str]:
+        async def refused(body: Any, path: str = FIND_OR_CREATE, auth: tuple[str, str] = writer) -> tuple[int, str]:
             answer = await http.post(path, json=body, auth=auth)
             problem = answer.json()
             assert (problem["status"], answer.headers["content-type"]) == (answer.status_code, "application/json")

@@ -191,6 +191,7 @@ def test_what_has_no_schema_is_refused() -> None:
 
     with pytest.raises(SchemaError, match="Odd: no Avro schema"):
         EventType.from_dataclass(Odd)
-    for model in (Plain, 5, Odd(1)):
+    others: list[Any] = [Plain, 5, Odd(1)]
+    for model in others:
         with pytest.raises(SchemaError, match="is no dataclass"):
             EventType.from_dataclass(model)

@@ -59,7 +59,7 @@ def test_new_fields_take_their_defaults_and_old_ones_go() -> None:
         "maybe": None,
         "raw": b"\xff",
     }
-    data["tags"].append("b")  # type: ignore[index]
+    data["tags"].append("b")
     assert upcasting.convert("T", 1, {"x": 1, "gone": "y"})[1]["tags"] == ["a"]
 
 
@@ -185,12 +185,13 @@ def test_the_example_reads_every_version_of_money_exactly() -> None:
     for cents in [1, 10, 29, 115, 57_00, 10**13 + 1]:
         today = {"amount": Decimal(cents).scaleb(-2), "currency": "EUR", "reference": None, "channel": "COUNTER"}
         euros = float(Decimal(cents).scaleb(-2))
-        for version, data in [
+        written: list[tuple[int, dict[str, Any]]] = [
             (1, {"amount": euros}),
             (2, {"amount": euros, "reference": None}),
             (3, {"amount_cents": cents, "reference": None}),
             (4, {"amount_cents": cents, "reference": None, "channel": "COUNTER"}),
-        ]:
+        ]
+        for version, data in written:
             assert upcasting.convert("MoneyDeposited", version, data) == (5, today)
         assert Upcasting(EVENT_TYPES, UPCASTERS, {"MoneyDeposited": 4}).convert("MoneyDeposited", 5, today)[1] == {
             "amount_cents": cents,

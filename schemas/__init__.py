@@ -1,6 +1,7 @@
 """Events, their types and schemas, and the Avro codec. Knows no other part of eventspine."""
 
 from .codec import Codec, Encoded, PinnedType, schema_id_of
+from .compatibility import Level
 from .errors import (
     ConcurrencyError,
     ConditionFailed,
@@ -35,6 +36,7 @@ __all__ = [
     "Fenced",
     "IntegrityError",
     "InvalidEvent",
+    "Level",
     "LocalStackError",
     "PinnedType",
     "ProjectionError",

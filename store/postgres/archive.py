@@ -42,6 +42,8 @@ _LINK_AT = load_sql(_SQL, "sql/link_at")
 _LOCK = load_sql(_SQL, "sql/lock_log")
 _END_OF_LOG = load_sql(_SQL, "sql/end_of_log")
 _END_OF_CHAIN = load_sql(_SQL, "sql/end_of_chain")
+_ALL_SCHEMAS = load_sql(_SQL, "sql/all_schemas")
+_PIN_ENVELOPE = load_sql(_SQL, "sql/pin_envelope")
 _PIN_SCHEMA = load_sql(_SQL, "sql/pin_schema")
 _PIN_EVENT_TYPE = load_sql("eventspine.schemas", "sql/register_event_type")
 
@@ -87,6 +89,16 @@ class ArchivedType(msgspec.Struct, frozen=True):
     definition: str
 
 
+class ArchivedSchema(msgspec.Struct, frozen=True):
+    """A schema, also one that no event type has: its id stands in records on Kafka. `envelope_of`: the id of a schema of data."""
+
+    schema_id: int
+    fingerprint: bytes
+    definition: str
+    refs: str
+    envelope_of: int | None
+
+
 class ArchiveHead(msgspec.Struct, frozen=True, tag_field="type", tag="archive"):
     """A file's first line. The range begins behind `after`; `links` and `digest` are of the link that ends there."""
 
@@ -95,6 +107,7 @@ class ArchiveHead(msgspec.Struct, frozen=True, tag_field="type", tag="archive"):
     links: int
     digest: bytes
     event_types: list[ArchivedType]
+    schemas: list[ArchivedSchema] = []
 
 
 class ArchiveReport(NamedTuple):
@@ -232,11 +245,13 @@ async def _export(
         ArchivedType(pin.schema_id, pin.event_type.name, pin.event_type.schema_version, pin.event_type.definition)
         for pin in await load_pinned_types(pool)  # after the look at the end: every event up to there is of one of these
     ]
+    async with translated():
+        schemas = [ArchivedSchema(*row) for row in await pool.fetch(_ALL_SCHEMAS)]
     written: list[Path] = []
     file: _File | None = None
     try:
         async for batch in _batches_of_log(pool, number, digest, after, end):
-            file = file or _File(folder, ArchiveHead(_FORMAT, after, number, digest, types))
+            file = file or _File(folder, ArchiveHead(_FORMAT, after, number, digest, types, schemas))
             file.add(batch)
             after, number, digest = batch.link.last_position, batch.link.number, batch.digest
             on_progress(after, end)
@@ -417,23 +432,34 @@ def _check(batch: Batch, number: int, after: int, where: str) -> None:
 
 
 async def _pin(pool: asyncpg.Pool, codec: Codec, files: Sequence[tuple[Path, int, int]]) -> None:
-    """Register the archive's event types under the schema ids that they had."""
+    """Register the archive's schemas and event types under the ids that they had."""
     types: dict[tuple[str, int], ArchivedType] = {}
+    schemas: dict[int, ArchivedSchema] = {}
     for path, *_ in files:
         with _reading(path), gzip.open(path) as file:
-            types |= {(each.event_type, each.schema_version): each for each in _read_head.decode(file.readline()).event_types}
+            head = _read_head.decode(file.readline())
+        types |= {(each.event_type, each.schema_version): each for each in head.event_types}
+        schemas |= {each.schema_id: each for each in head.schemas}
     archived = [
         PinnedType(each.schema_id, EventType(each.event_type, each.schema_version, each.definition)) for each in types.values()
     ]
     async with translated(), pool.acquire() as connection, connection.transaction():
         try:
+            for schema_id, each in schemas.items():
+                await connection.execute(_PIN_SCHEMA, schema_id, each.fingerprint, each.definition, each.refs)
+            for schema_id, each in schemas.items():
+                if each.envelope_of is not None:
+                    await connection.execute(_PIN_ENVELOPE, schema_id, each.envelope_of)
             for schema_id, event_type in archived:
-                await connection.execute(_PIN_SCHEMA, schema_id, event_type.fingerprint, event_type.definition)
+                await connection.execute(_PIN_SCHEMA, schema_id, event_type.fingerprint, event_type.definition, "[]")
                 await connection.execute(_PIN_EVENT_TYPE, event_type.name, event_type.schema_version, schema_id)
         except asyncpg.ForeignKeyViolationError as error:
             raise SchemaError(f"{_OTHER_SCHEMAS} (id {schema_id})") from error
         if others := {pin.schema_id for pin in set(archived) - set(await load_pinned_types(connection))}:
             raise SchemaError(f"{_OTHER_SCHEMAS} (ids {sorted(others)})")
+        known = {row["schema_id"]: row["fingerprint"] for row in await connection.fetch(_ALL_SCHEMAS)}
+        if different := sorted(number for number, each in schemas.items() if known.get(number) != each.fingerprint):
+            raise SchemaError(f"{_OTHER_SCHEMAS} (ids {different})")
     codec.add(archived)
 
 

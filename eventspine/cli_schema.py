@@ -50,15 +50,18 @@ LevelOption = Annotated[Level, typer.Option(help="What a new version owes to the
 
 @schema_app.command("register")
 def schema_register(
-    context: typer.Context, files: Files, schemas: Modules = None, level: LevelOption = Level.FULL_TRANSITIVE
+    context: typer.Context, files: MaybeFiles = None, schemas: Modules = None, level: LevelOption = Level.FULL_TRANSITIVE
 ) -> None:
-    """Register event types from Avro schema files. Doing it again changes nothing.
+    """Register event types: of Avro schema files, or else those of the modules. Doing it again changes nothing.
 
     A new version must be compatible with the earlier ones at --level, or be reached from them by upcasters in --schemas.
     """
     settings: Settings = context.obj
-    event_types = [EventType.from_avsc(file) for file in files]
-    upcasters = load_schema_module(schemas or settings.schema_modules()).upcasters
+    module = load_schema_module(schemas or settings.schema_modules())
+    event_types = [EventType.from_avsc(file) for file in files] if files else module.event_types
+    upcasters = module.upcasters
+    if not event_types:
+        raise SettingsError("nothing to register: name .avsc files, or by --schemas a module that declares event types")
 
     async def work() -> None:
         async with open_pool(settings.need_postgres(), max_connections=1) as pool, open_registry(settings) as registry:

@@ -916,3 +916,11 @@ async def test_what_a_class_can_not_say_is_refused(shop: Shop) -> None:
     with pytest.raises(EventspineError, match="class is a word of Python"):
         await shop.run("generate", shop.file(1, ("class", "string")), "-o", "made.py", dsn=False)
     assert not (shop.folder / "made.py").exists()
+
+
+async def test_event_types_of_a_module_are_registered(shop: Shop) -> None:
+    module = "eventspine.examples.accounts.events"
+    assert (await shop.run("register", "--schemas", module)).count("is registered") == 5
+    assert "MoneyDeposited version 5" in await shop.run("list")
+    with pytest.raises(SettingsError, match=r"nothing to register: name .avsc files, or by --schemas"):
+        await shop.run("register")

@@ -25,6 +25,7 @@ from confluent_kafka.schema_registry import (
     SchemaRegistryClient,
     SchemaRegistryError,
     ServerConfig,
+    topic_subject_name_strategy,
 )
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
@@ -470,9 +471,11 @@ async def test_spelling(registry: Registry) -> None:
 async def test_confluents_python_client(registry: Registry) -> None:
     """Confluent's own client registers, looks up, compares, sets and deletes, and its serializers read each other."""
     subject = registry.subject
+    # Left to itself, the serializer first asks for associations: a path that Apicurio does not know, and does not always answer.
+    options = {} if registry.name == "eventspine" else {"subject.name.strategy": topic_subject_name_strategy}
 
     def work() -> None:
-        with SchemaRegistryClient({"url": registry.url}) as client:
+        with SchemaRegistryClient({"url": registry.url, "timeout": 30}) as client:
             order, with_note, by_number = (Schema(json.dumps(each), "AVRO") for each in (ORDER, ORDER_WITH_NOTE, ORDER_BY_NUMBER))
             schema_id = client.register_schema(subject, order)
             assert json.loads(client.get_schema(schema_id).schema_str) == ORDER
@@ -492,14 +495,14 @@ async def test_confluents_python_client(registry: Registry) -> None:
             assert client.get_versions(subject) == [1, 2]
             assert client.get_global_mode() == "READWRITE"
             context = SerializationContext(f"{subject}topic", MessageField.VALUE)
-            framed = AvroSerializer(client, json.dumps(ORDER_WITH_NOTE))({"id": "o1", "note": "now"}, context)
-            assert AvroDeserializer(client)(framed, context) == {"id": "o1", "note": "now"}
+            framed = AvroSerializer(client, json.dumps(ORDER_WITH_NOTE), conf=options)({"id": "o1", "note": "now"}, context)
+            assert AvroDeserializer(client, conf=options)(framed, context) == {"id": "o1", "note": "now"}
             reference = SchemaReference("shop.Address", f"{subject}address", 1)
             client.register_schema(reference.subject, Schema(json.dumps(ADDRESS), "AVRO"))
             customer = Schema(json.dumps(CUSTOMER), "AVRO", [reference])
             context = SerializationContext(f"{subject}other", MessageField.VALUE)
-            framed = AvroSerializer(client, customer)({"home": {"street": "Way"}}, context)
-            assert AvroDeserializer(client)(framed, context) == {"home": {"street": "Way"}}
+            framed = AvroSerializer(client, customer, conf=options)({"home": {"street": "Way"}}, context)
+            assert AvroDeserializer(client, conf=options)(framed, context) == {"home": {"street": "Way"}}
             assert client.delete_version(subject, 1) == 1
             assert 2 in client.delete_subject(subject)
             assert client.delete_subject(subject, permanent=True) == [1, 2]

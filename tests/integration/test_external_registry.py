@@ -14,7 +14,7 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -78,7 +78,8 @@ async def keeping(pool: asyncpg.Pool, registry: RegistryClient, *, check_every_s
 def decoded(url: str, payload: bytes, topic: str = "events.Order") -> Any:
     """Read a record's value as Confluent's deserializer does, which asks the registry for the schema."""
     with SchemaRegistryClient({"url": url, "timeout": 10}) as client:
-        return AvroDeserializer(client)(payload, SerializationContext(topic, MessageField.VALUE))
+        options = {"subject.name.strategy": topic_subject_name_strategy}  # by itself it asks for associations, which not all know
+        return AvroDeserializer(client, conf=options)(payload, SerializationContext(topic, MessageField.VALUE))
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

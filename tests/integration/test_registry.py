@@ -93,7 +93,7 @@ async def test_confluents_python_client(registry: str, published: list[Event], k
     topic = f"{topic_prefix}Order"
 
     def read() -> dict[str, Any]:
-        with SchemaRegistryClient({"url": registry}) as client:
+        with SchemaRegistryClient({"url": registry, "timeout": 30}) as client:
             assert client.get_latest_version(f"{topic}-OrderShipped").schema.schema_str == ORDER_SHIPPED_V2.definition
             with pytest.raises(SchemaRegistryError, match="40401"):
                 client.get_latest_version("nobody")

@@ -156,7 +156,7 @@ async def test_clients_read_envelopes_by_the_registry_alone(
         return {value["event_id"]: tuple(value[name] for name in names) for value in values}
 
     def read() -> list[Any]:
-        with SchemaRegistryClient({"url": registry}) as client:
+        with SchemaRegistryClient({"url": registry, "timeout": 30}) as client:
             deserialize = AvroDeserializer(client)
             context = SerializationContext(topic, MessageField.VALUE)
             return [deserialize(each.value(), context) for each in read_committed(kafka, topic)]
@@ -215,7 +215,7 @@ async def test_what_confluents_python_client_writes(
     headers = foreign_headers(7)
 
     def write() -> None:
-        with SchemaRegistryClient({"url": registry}) as client:
+        with SchemaRegistryClient({"url": registry, "timeout": 30}) as client:
             options = {"auto.register.schemas": True, "subject.name.strategy": topic_record_subject_name_strategy}
             serialize = AvroSerializer(client, ORDER_PLACED.definition, conf=options)
             context = SerializationContext(f"{theirs}Order", MessageField.VALUE)
@@ -297,7 +297,7 @@ async def test_records_without_our_headers(registry: str, store: PostgresEventSt
     customer = record("Customer", ("name", "string"), ("home", "crm.Address"), ("work", ["null", "crm.Address"], None))
 
     def write() -> bytes:
-        with SchemaRegistryClient({"url": registry}) as client:
+        with SchemaRegistryClient({"url": registry, "timeout": 30}) as client:
             client.register_schema("crm.Address", Schema(json.dumps(address), "AVRO"))
             references = [SchemaReference("crm.Address", "crm.Address", 1)]
             serialize = AvroSerializer(client, Schema(json.dumps(customer), "AVRO", references))

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from ..schemas import Codec, DecodeError, Event, EventType, Fenced, IntegrityError, PinnedType, Unavailable
 from ..schemas.codec import UnknownSchemaId
 from ..schemas.envelope import RecordReader
-from ..schemas.kafka import client_settings, kafka_error, topic_of, translated_kafka
+from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, topic_of, translated_kafka
 from ..schemas.privacy import KeyRing, reveal_events
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
@@ -52,7 +52,7 @@ class Consumer:
         self,
         projection: Projection,
         sink: PostgresSink,
-        bootstrap: str,
+        bootstrap: str | KafkaAccess,
         *,
         load_event_types: Callable[[], Awaitable[Sequence[PinnedType]]],
         event_types: Sequence[EventType] = (),

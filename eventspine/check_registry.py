@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .check_report import Mistake, Report
-from .relay.publisher import SUBJECT_NAMES
+from .relay.router import SUBJECT_NAMES
 from .schemas import EventType, SettingsError, Unavailable
 from .schemas.kafka import topic_of
 from .schemas.shape import shape_of

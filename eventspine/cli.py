@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import importlib
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,26 +20,24 @@ from .cli_audit import audit_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
-from .cli_registry import keeping_registry, open_registry, registry_app
+from .cli_registry import registry_app
+from .cli_relay import relay_app
 from .cli_schema import schema_app
 from .connect import open_pool
 from .consumers import Consumer, PostgresSink, Projection
-from .live import show_state, show_while
-from .relay import Relay
-from .relay.topics import TopicSettings
+from .running import logged_in, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .schemas.privacy import KeyRing
 from .settings import Settings, load_settings
-from .store.postgres import PostgresLog, grant_application, migrate
+from .store.postgres import grant_application, grant_relay, migrate
 from .terminal import AsJson, messages, run, screen
 
 __all__ = ["main"]
 
 app = typer.Typer(name="eventspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
 for name, group in [
     ("relay", relay_app),
     ("events", events_app),
@@ -135,50 +130,20 @@ def migrate_command(context: typer.Context) -> None:
 
 
 @app.command("grant")
-def grant_command(context: typer.Context, role: Annotated[str, typer.Argument(help="A Postgres role that exists.")]) -> None:
+def grant_command(
+    context: typer.Context,
+    role: Annotated[str, typer.Argument(help="A Postgres role that exists.")],
+    relay: Annotated[bool, typer.Option("--relay", help="What the relay needs instead: it can read, and not append.")] = False,
+) -> None:
     """Give a role what an application needs: it can append and read, and can't change or delete an event."""
     settings: Settings = context.obj
 
     async def work() -> None:
         async with open_pool(settings.need_postgres(), max_connections=1) as pool, translated(), pool.acquire() as connection:
-            await grant_application(connection, role)
+            await (grant_relay if relay else grant_application)(connection, role)
 
     run(work())
-    typer.echo(f"{role} can append and read")
-
-
-@relay_app.command("run")
-def relayrun(context: typer.Context, name: Annotated[str | None, typer.Option(help="Name of the relay.")] = None) -> None:
-    """Publish the log to Kafka until stopped. Start as many as you like: one leads, the others stand by."""
-    settings: Settings = context.obj
-
-    async def work() -> None:
-        async with (
-            open_pool(settings.need_postgres(), max_connections=5) as pool,
-            open_registry(settings) as registry,
-            keeping_registry(pool, registry),
-        ):
-            log = PostgresLog(pool, registry=registry)
-            relay = Relay(
-                log,
-                settings.need_kafka(),
-                name=name or settings.relay_name,
-                topic_prefix=settings.topic_prefix,
-                source=settings.source,
-                value_format=settings.value_format,
-                subject_strategy=settings.subject_strategy,
-                topics=TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms),
-                batch_events=settings.relay_batch_events,
-                give_up_after_s=settings.give_up_after_s,
-            )
-
-            async def look() -> dict[str, object]:
-                behind = await log.last_position() - relay.position
-                return {"state": relay.state, "position": relay.position, "lag": behind, "published": relay.published}
-
-            await _until_signalled(relay.run, relay.stop, "relay", look)
-
-    run(work())
+    typer.echo(f"{role} can {'relay' if relay else 'append and read'}")
 
 
 @app.command()
@@ -187,6 +152,7 @@ def consume(
 ) -> None:
     """Run a projection as a member of its consumer group until stopped. Start one process per core to scale."""
     settings: Settings = context.obj
+    kafka = settings.kafka()
     model = load_projection(projection)
     declared = load_schema_module(settings.schema_modules())
 
@@ -198,7 +164,7 @@ def consume(
             consumer = Consumer(
                 model,
                 PostgresSink(read_model),
-                settings.need_kafka(),
+                kafka,
                 load_event_types=lambda: load_pinned_types(events),
                 event_types=declared.event_types,
                 upcasters=declared.upcasters,
@@ -215,7 +181,7 @@ def consume(
                 events_seen = sum(place.events for place in places)
                 return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
 
-            await _until_signalled(consumer.run, consumer.stop, model.name, look)
+            await until_signalled(logged_in(kafka, consumer.run), consumer.stop, model.name, look)
 
     run(work())
 
@@ -295,20 +261,6 @@ def _local_endpoints(settings: Settings) -> dict[str, str]:
         if endpoints is not None:
             return {"postgres_dsn": endpoints.postgres_dsn, "kafka_bootstrap": endpoints.kafka_bootstrap}
     return {}
-
-
-async def _until_signalled(
-    run: Callable[[], Coroutine[Any, Any, None]],
-    stop: Callable[[], None],
-    title: str,
-    look: Callable[[], Awaitable[dict[str, object]]],
-) -> None:
-    """Run until SIGINT or SIGTERM asks for the end, showing how it goes. The batch under way is finished."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    await show_while(run(), title, look, messages)
-    show_state(title, await look(), messages)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from .asyncapi import asyncapi_document
 from .connect import open_pool
-from .relay.relay import check_options
+from .relay.router import check_options
 from .settings import Settings
 from .store.postgres import PostgresLog
 from .terminal import run

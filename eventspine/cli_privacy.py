@@ -11,6 +11,7 @@ import typer
 
 from .connect import connect, open_pool
 from .relay.search import search_topics
+from .schemas.kafka import check_login
 from .settings import Settings
 from .store.postgres import PostgresEventStore
 from .store.postgres.erase import (
@@ -103,7 +104,9 @@ async def _verify(settings: Settings, store: PostgresEventStore, subject: str, e
     clean &= _tell("log and snapshots", await readable_in_store(store.pool, texts), f"{looked_for} in {events:,} events")
     clean &= await _search_read_models(settings, store.pool, texts, looked_for)
     if settings.kafka_bootstrap:
-        search = await asyncio.to_thread(search_topics, settings.kafka_bootstrap, settings.topic_prefix, texts)
+        kafka = settings.kafka()
+        await asyncio.to_thread(check_login, kafka)
+        search = await asyncio.to_thread(search_topics, kafka, settings.topic_prefix, texts)
         remains = [Remains(f"topic {topic}", records) for topic, records in sorted(search.found.items())]
         clean &= _tell(
             "topics", remains, f"{looked_for} in {sum(search.records.values()):,} records of {len(search.records):,} topics"

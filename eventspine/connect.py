@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -33,6 +34,7 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
     """
     if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
         raise SettingsError(f"{dsn.partition(':')[0]!r} is no store that eventspine knows; use postgresql://user@host/database")
+    _check_files(dsn)
     address, pgbouncer = _take_pgbouncer(dsn)
     async with translated():
         pool = await asyncpg.create_pool(
@@ -88,6 +90,20 @@ async def connect(
         store = PostgresEventStore(pool, max_event_bytes=max_event_bytes, as_written=as_written, registry=registry)
         await store.register(event_types, upcasters, compatibility=compatibility)
         yield store
+
+
+def _check_files(dsn: str) -> None:
+    """Look at the files of TLS that the DSN names: what asyncpg says of a missing one reads like a server that is away.
+
+    Raises:
+        SettingsError: one can't be read.
+    """
+    for option, path in parse_qsl(urlsplit(dsn).query):
+        if option in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                raise SettingsError(f"{option} in the DSN: {path}: {error.strerror}; name a file that can be read") from error
 
 
 def _take_pgbouncer(dsn: str) -> tuple[str, bool | None]:

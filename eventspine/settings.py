@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .schemas import SettingsError
+from .schemas.kafka_access import KafkaAccess
 
 __all__ = ["Settings", "load_settings"]
 
@@ -29,6 +30,21 @@ class Settings:
 
     postgres_dsn: str = _setting("", "where the events are: postgresql://user@host:port/database")
     kafka_bootstrap: str = _setting("", "Kafka brokers: host:port,host:port")
+    kafka_security_protocol: str = _setting("PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_sasl_mechanism: str = _setting("", "how to log in to Kafka: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER")
+    kafka_sasl_username: str = _setting("", "user of PLAIN and SCRAM")
+    kafka_sasl_password: str = _setting("", "the user's password", secret=True)
+    kafka_sasl_password_file: str = _setting("", "file that holds the password, read again for each connection")
+    kafka_ssl_ca_file: str = _setting("", "certificates (PEM) that sign the brokers'; the system's if empty")
+    kafka_ssl_certificate_file: str = _setting("", "certificate (PEM) that the client shows to brokers")
+    kafka_ssl_key_file: str = _setting("", "the certificate's key (PEM)")
+    kafka_ssl_key_password: str = _setting("", "password of the key, if it is encrypted", secret=True)
+    kafka_oauth_token_url: str = _setting("", "where OAUTHBEARER gets tokens: https://host/token")
+    kafka_oauth_client_id: str = _setting("", "client id at the token endpoint")
+    kafka_oauth_client_secret: str = _setting("", "the client's secret", secret=True)
+    kafka_oauth_client_secret_file: str = _setting("", "file that holds the secret, read again for each connection")
+    kafka_oauth_scope: str = _setting("", "scope to ask for")
+    kafka_oauth_ca_file: str = _setting("", "certificates (PEM) that sign the token endpoint's; the system's if empty")
     read_model_dsn: str = _setting("", "database of the projections' tables; the events' one if empty")
     topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
     relay_name: str = _setting("relay", "relays of one name are one relay: one leads, the others stand by")
@@ -45,7 +61,12 @@ class Settings:
     topic_replication: int = _setting(-1, "replicas of a new topic; -1 takes the broker's default")
     topic_retention_ms: int = _setting(-1, "how long a new topic keeps events, in milliseconds; -1 is for ever")
     max_event_bytes: int = _setting(1_000_000, "limit of encoded data plus metadata of one event, in bytes")
-    relay_batch_events: int = _setting(5_000, "events in one Kafka transaction at most")
+    relay_delivery: str = _setting(
+        "exactly-once", "exactly-once (Kafka transactions), or at-least-once: sooner, and after a crash some are there twice"
+    )
+    relay_shards: int = _setting(0, "shards of a new relay, each published by one process at a time; 0: what it has, or 1")
+    relay_batch_events: int = _setting(20_000, "events in one Kafka transaction at most")
+    relay_lease_s: float = _setting(5.0, "how soon a dead relay's shards go to the others, in seconds")
     consume_batch_events: int = _setting(10_000, "events in one transaction of a projection at most")
     session_timeout_s: float = _setting(10.0, "how soon Kafka gives a dead consumer's partitions to the others, in seconds")
     give_up_after_s: float = _setting(300.0, "how long relay and consumers retry while a server is away, in seconds")
@@ -56,6 +77,16 @@ class Settings:
 
     def need_kafka(self) -> str:
         return self._need("kafka_bootstrap")
+
+    def kafka(self) -> KafkaAccess | str:
+        """How to reach Kafka: an address, or more where a setting of its security is set.
+
+        Raises:
+            SettingsError: kafka_bootstrap is not set, or the settings of Kafka's security contradict each other or lack one.
+        """
+        bootstrap = self.need_kafka()
+        access = KafkaAccess(**{each.name: getattr(self, f"kafka_{each.name}") for each in dataclasses.fields(KafkaAccess)})
+        return bootstrap if access == KafkaAccess(bootstrap=bootstrap) else access
 
     def need_read_model(self) -> str:
         return self.read_model_dsn or self.need_postgres()

@@ -1,146 +1,205 @@
-"""One producer's life: from init_transactions() to its first error. After any error it is thrown away."""
+"""One producer's life: from its start to its first error. After any error whose outcome is unknown it is thrown away."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ..schemas import EventspineError, Fenced, StoredEvent, schema_id_of
-from ..schemas.cloudevents import headers_of
-from ..schemas.envelope import PinnedEnvelope, envelop
-from ..schemas.kafka import client_settings, kafka_error, topic_of
-from .cursor import Cursor
+from ..schemas import EventspineError, Fenced
+from ..schemas.kafka import KafkaAccess, client_settings, is_refused_record, kafka_error
 
-__all__ = ["SUBJECT_NAMES", "Publisher", "Record", "record_of", "subjects_of"]
+__all__ = ["IdempotentPublisher", "Publisher", "Record", "Refused", "TransactionalPublisher"]
 
 logger = logging.getLogger(__name__)
 
-_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_FENCED: Final = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_GIVEN_UP: Final = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+_MAX_REQUEST_BYTES: Final = 100_000_000  # of the client's: what is too large is for the broker to say, which knows the topic
 
 
 class Record(NamedTuple):
     """What goes to Kafka for one event."""
 
     topic: str
+    partition: int
     key: bytes
     value: bytes
     headers: list[tuple[str, str | bytes | None]]
 
 
-SUBJECT_NAMES: Final[Mapping[str, Callable[[str, str], str]]] = {
-    "TopicRecordNameStrategy": lambda topic, full_name: f"{topic}-{full_name}",
-    "RecordNameStrategy": lambda topic, full_name: full_name,
-    "TopicNameStrategy": lambda topic, full_name: f"{topic}-value",
-}
-"""How a subject is called after the topic and the record, under each of the names that Confluent's clients give these ways.
+class Refused(EventspineError):
+    """Report that the broker refuses records of a batch for what they are; nothing of the batch was published.
 
-Source: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#subject-name-strategy
-"""
-
-
-def record_of(event: StoredEvent, *, prefix: str, source: str, envelopes: Mapping[int, PinnedEnvelope] | None = None) -> Record:
-    """Route an event: topic by category, key by stream, stored bytes untouched.
-
-    The envelope goes into the headers; with `envelopes`, by schema id of the data, into the value.
+    Attributes: `reason`.
     """
-    topic, key = topic_of(event.stream_type, prefix), event.stream_id.encode()
-    if envelopes is None:
-        return Record(topic, key, event.payload, headers_of(event, source))
-    return Record(topic, key, *envelop(event, envelopes[schema_id_of(event.payload)].header))
 
-
-def subjects_of(
-    events: Iterable[StoredEvent],
-    full_names: Mapping[int, str],
-    prefix: str,
-    *,
-    strategy: str = "TopicRecordNameStrategy",
-    envelopes: Mapping[int, PinnedEnvelope] | None = None,
-) -> set[tuple[str, int]]:
-    """Return under which subjects a registry lists the schemas of the events' records: (subject, schema id)."""
-    subjects = set()
-    for stream_type, schema_id in {(event.stream_type, schema_id_of(event.payload)) for event in events}:
-        listed = PinnedEnvelope(schema_id, full_names[schema_id]) if envelopes is None else envelopes[schema_id]
-        subjects.add((SUBJECT_NAMES[strategy](topic_of(stream_type, prefix), listed.full_name), listed.schema_id))
-    return subjects
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Publisher:
-    """A transactional producer. Every method blocks; call them from one thread at a time."""
+    """A producer. Every method blocks; call them from one thread at a time.
 
-    def __init__(self, bootstrap: str, transactional_id: str, *, transaction_timeout_s: float = 60.0) -> None:
+    `max_batch_bytes` bounds what is sent for one partition at once; it must not exceed a topic's `max.message.bytes`.
+    """
+
+    def __init__(self, kafka: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, **settings: Any) -> None:
+        self.usable = True
         self._refused: EventspineError | None = None
         self._producer = Producer(
-            client_settings(bootstrap)
+            client_settings(kafka)
             | {
-                "transactional.id": transactional_id,
-                "transaction.timeout.ms": int(transaction_timeout_s * 1000),
-                "partitioner": "murmur2_random",  # as the Java clients partition
                 "compression.type": "lz4",
-                "linger.ms": 5,
+                "linger.ms": 5,  # of no account at the end of a batch, which is flushed
+                "socket.nagle.disable": True,
+                "batch.size": max_batch_bytes,
                 "batch.num.messages": 10_000,
-                "queue.buffering.max.messages": 200_000,
-                "message.max.bytes": 1_048_588,  # the broker's default; the client's is lower
+                "queue.buffering.max.messages": 500_000,
+                "queue.buffering.max.kbytes": 1_048_576,
+                "message.max.bytes": _MAX_REQUEST_BYTES,
+                "delivery.report.only.error": True,
+                "on_delivery": self._failed,
             }
+            | settings
         )
 
     def start(self, timeout_s: float = 60.0) -> None:
-        """Fence whoever published under this transactional id before, and end its open transaction."""
-        self._call("to start transactions", self._producer.init_transactions, timeout_s)
+        """Get ready to publish."""
 
-    def publish(
-        self, records: Iterable[Record], cursor_topic: str, name: str, cursor: Cursor, *, timeout_s: float = 60.0
-    ) -> None:
-        """Publish records and move the cursor, in one transaction.
+    def publish(self, records: Sequence[Record], cursor: Record, *, durable: bool = False, timeout_s: float = 60.0) -> None:
+        """Publish records, and the cursor behind them. `durable` waits until the cursor is acknowledged, too.
 
         Raises:
-            Fenced: another process publishes under this transactional id.
-            Unavailable: the outcome may be unknown. The producer must not be used again: repeating a commit whose answer was
-                lost can, without KIP-890 on both sides, commit or abort the transaction after it.
-            EventspineError: a record is refused for what it is.
+            Refused: the broker refuses a record for what it is.
+            Fenced: another process publishes in our place.
+            Unavailable: the outcome may be unknown.
+
+        After an error the producer must not be used again, unless `usable` says so.
         """
-        self._call("to begin a transaction", self._producer.begin_transaction)
-        for topic, key, value, headers in records:
-            self._produce(topic, key, value, headers)
-        self._produce(cursor_topic, name.encode(), cursor.to_bytes(), [], partition=0)
-        self._call("to commit a transaction", self._producer.commit_transaction, timeout_s)
+        raise NotImplementedError
 
     def discard(self) -> None:
-        """Throw the producer away with all that it has not sent. Its open transaction is ended by the next one's start."""
+        """Throw the producer away with all that it has not sent. An open transaction is ended by the next one's start."""
         with suppress(KafkaException):  # its last words are about what we give up anyway
             self._producer.purge(in_queue=True, in_flight=True, blocking=False)
             self._producer.poll(0)
 
-    def _produce(
-        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]], partition: int = -1
-    ) -> None:
-        while True:
+    def _produce(self, records: Sequence[Record]) -> None:
+        produce = self._producer.produce
+        for record in records:
+            topic, partition, key, value, headers = record
             try:
-                self._producer.produce(topic, value, key, partition=partition, headers=headers, on_delivery=self._delivered)
-            except BufferError:  # the client's queue is full: let it deliver
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                raise self._error(error.args[0], f"to publish to {topic}") from error
+                produce(topic, value, key, partition, headers=headers)
+            except (BufferError, KafkaException) as error:
+                self._produce_slowly(record, error)
+
+    def _produce_slowly(self, record: Record, error: BufferError | KafkaException) -> None:
+        topic, partition, key, value, headers = record
+        while isinstance(error, BufferError):  # the client's queue is full: let it deliver
+            self._producer.poll(0.1)
+            try:
+                self._producer.produce(topic, value, key, partition, headers=headers)
+            except (BufferError, KafkaException) as again:
+                error = again
             else:
                 return
+        raise self._error(error.args[0], f"to publish to {topic}") from error
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and self._refused is None:
-            refused = kafka_error(error, f"to publish to {message.topic()} the event of stream {(message.key() or b'').decode()}")
-            if error.code() not in _FENCED and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
-                self._refused = refused
+    def _failed(self, error: KafkaError | None, message: Message) -> None:
+        if error is None or error.code() in _FENCED | _GIVEN_UP:
+            return
+        if self._refused is None or (is_refused_record(error) and not isinstance(self._refused, Refused)):
+            doing = f"to publish to {message.topic()} the event of stream {(message.key() or b'').decode(errors='replace')}"
+            failed = kafka_error(error, doing)
+            self._refused = Refused(str(failed)) if is_refused_record(error) else failed
 
-    def _call(self, doing: str, call: object, *arguments: float) -> None:
+    def _call(self, doing: str, call: Any, *arguments: float) -> None:
         try:
-            call(*arguments)  # type: ignore[operator]
+            call(*arguments)
         except KafkaException as error:
             raise self._error(error.args[0], doing) from error
 
     def _error(self, error: KafkaError, doing: str) -> EventspineError:
         if error.code() in _FENCED:
             return Fenced(f"another process took over {doing} ({error.name()})")
-        return self._refused or kafka_error(error, doing)
+        if self._refused is not None:
+            return self._refused
+        if is_refused_record(error):
+            return Refused(str(kafka_error(error, doing)))
+        return kafka_error(error, doing)
+
+
+class TransactionalPublisher(Publisher):
+    """Publishes each batch in a transaction together with the cursor: exactly once."""
+
+    def __init__(
+        self,
+        kafka: str | KafkaAccess,
+        transactional_id: str,
+        *,
+        max_batch_bytes: int = 1_000_000,
+        transaction_timeout_s: float = 60.0,
+    ) -> None:
+        timeout_ms = int(transaction_timeout_s * 1000)
+        super().__init__(
+            kafka,
+            max_batch_bytes=max_batch_bytes,
+            **{"transactional.id": transactional_id, "transaction.timeout.ms": timeout_ms},
+        )
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Fence whoever published under this transactional id before, and end its open transaction."""
+        self._call("to start transactions", self._producer.init_transactions, timeout_s)
+
+    def publish(self, records: Sequence[Record], cursor: Record, *, durable: bool = False, timeout_s: float = 60.0) -> None:
+        """Publish records and move the cursor, in one transaction; when a record is refused, nothing is published.
+
+        An unknown outcome is never asked for again: repeating a commit whose answer was lost can, without KIP-890 on both sides,
+        commit or abort the transaction after it.
+        """
+        self.usable = False
+        self._call("to begin a transaction", self._producer.begin_transaction)
+        try:
+            self._produce(records)
+            self._produce([cursor])
+            self._call("to commit a transaction", self._producer.commit_transaction, timeout_s)
+        except Refused:
+            self._call("to abort a transaction", self._producer.abort_transaction, timeout_s)
+            self._refused = None
+            self.usable = True
+            raise
+        self.usable = True
+
+
+class IdempotentPublisher(Publisher):
+    """Publishes without transactions: sooner, and at least once.
+
+    Within a producer's life, the broker takes each partition's records once and in order. What is repeated after a crash has a
+    position at or below the partition's last one; readers drop it by that.
+    """
+
+    def __init__(self, kafka: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000) -> None:
+        super().__init__(kafka, max_batch_bytes=max_batch_bytes, **{"enable.idempotence": True, "enable.gapless.guarantee": True})
+
+    def publish(self, records: Sequence[Record], cursor: Record, *, durable: bool = False, timeout_s: float = 60.0) -> None:
+        """Publish records, and when all are acknowledged, the cursor; without waiting for that, unless it is to be durable."""
+        self.usable = False
+        self._produce(records)
+        self._flush(timeout_s)
+        self._produce([cursor])
+        if durable:
+            self._flush(timeout_s)
+        self._producer.poll(0)
+        self.usable = True
+
+    def _flush(self, timeout_s: float) -> None:
+        left = self._producer.flush(timeout_s)
+        if self._refused is not None:
+            raise self._refused
+        if left:
+            raise kafka_error(KafkaError(KafkaError._TIMED_OUT), f"to publish: {left} records unacknowledged for {timeout_s} s")

@@ -1,195 +1,257 @@
-"""The relay's loop: become the leader, find the cursor, publish what follows it, for ever."""
+"""The relay: takes its share of the shards, and publishes each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from ..schemas import Fenced, SettingsError, StoredEvent, Unavailable, schema_id_of
-from ..schemas.envelope import PinnedEnvelope
-from ..schemas.kafka import topic_of
+from ..schemas import Fenced, SettingsError, Unavailable
 from ..schemas.retry import Backoff
-from ..store.postgres.log import AppendSignal, Lead, PostgresLog
-from .cursor import TOPIC_SETTINGS, Cursor, check_history, cursor_topic, next_cursor, read_cursor
-from .publisher import SUBJECT_NAMES, Publisher, record_of, subjects_of
-from .topics import TopicSettings, ensure_topic
+from .router import Router
+from .shard import DELIVERIES, Shard, ShardOptions
+from .state import RelayState, View, fair_share, surplus
+from .topics import Topics, TopicSettings
 
-__all__ = ["Relay", "check_options"]
+if TYPE_CHECKING:
+    from ..schemas.kafka import KafkaAccess
+    from ..store.postgres.log import PostgresLog
+
+__all__ = ["Relay", "relay_id"]
 
 logger = logging.getLogger(__name__)
 
-_VALUE_FORMATS = ("data", "envelope")
+
+def relay_id(topic_prefix: str, name: str) -> str:
+    """Return what a relay is called in Postgres and, for its first shard, on Kafka."""
+    return f"{topic_prefix}{name}"
 
 
 class Relay:
     """Publishes the log of one store to Kafka: every event, in order, once.
 
-    Any number of processes may run the same relay (same `name` and `topic_prefix`): one leads, the others stand by. That
-    there is one leader is only for peace; that nothing is published twice holds without it, by Kafka's producer epoch.
+    Any number of processes may run the same relay (same `name` and `topic_prefix`): they share its shards, and those without one
+    stand by. A process that dies, or falls silent for `lease_s`, loses its shards to the others. That a shard has one publisher
+    is only for peace; that nothing is published twice holds without it, by Kafka's producer epoch.
 
     A crash at any point loses and repeats nothing: events and cursor are committed in one Kafka transaction, and readers
-    with `isolation.level=read_committed` see both or neither.
+    with `isolation.level=read_committed` see both or neither. With `delivery` "at-least-once" there are no transactions: events
+    are visible sooner, and after a crash some are there twice, which readers drop by their position.
 
     Options: `value_format` "data" publishes an event's data with its envelope in the headers, "envelope" one record with both in
     the value, for readers that see no headers. `subject_strategy` is how subjects are called, by the names of Confluent's
-    clients. `batch_events` and `batch_bytes` bound one transaction. `poll_s` bounds the delay when a notification of an
-    append is lost. `give_up_after_s` is how long it keeps trying while Kafka or Postgres is away before it raises.
+    clients. `shards` is how many a new relay gets; 0 takes what it has. `batch_events` and `batch_bytes` bound one transaction.
+    `poll_s` bounds the delay when a notification of an append is lost. `give_up_after_s` is how long it keeps trying while Kafka
+    or Postgres is away before it raises.
 
-    Attributes: `position` is the last position published, `published` how many events this object has published, `state`
-    one of starting, standby, publishing, waiting, stopped.
+    Attributes: `position` is the last position up to which all its shards have published, `published` how many records it has
+    published, `state` one of starting, standby, publishing, paused, waiting, stopped; `shards` what it publishes.
     """
 
     def __init__(
         self,
         log: PostgresLog,
-        bootstrap: str,
+        bootstrap: str | KafkaAccess,
         *,
         name: str = "relay",
         topic_prefix: str = "events.",
         source: str = "/eventspine",
         value_format: str = "data",
         subject_strategy: str = "TopicRecordNameStrategy",
+        router: Router | None = None,
         topics: TopicSettings | None = None,
-        batch_events: int = 5_000,
+        delivery: str = "exactly-once",
+        shards: int = 0,
+        batch_events: int = 20_000,
         batch_bytes: int = 16_000_000,
         poll_s: float = 0.5,
+        lease_s: float = 5.0,
         give_up_after_s: float = 300.0,
     ) -> None:
-        check_options(value_format, subject_strategy)
-        self.position = 0
-        self.published = 0
-        self.state = "starting"
+        if delivery not in DELIVERIES:
+            raise SettingsError(f"delivery is {delivery!r}; it is one of {', '.join(DELIVERIES)}")
+        self.shards: dict[int, Shard] = {}
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._log = log
-        self._bootstrap = bootstrap
-        self._name = name
-        self._prefix = topic_prefix
-        self._source = source
-        self._topics = topics or TopicSettings()
-        self._batch_events = batch_events
-        self._batch_bytes = batch_bytes
-        self._poll_s = poll_s
-        self._backoff = Backoff(give_up_after_s=give_up_after_s)
-        self._cursor_topic = cursor_topic(topic_prefix)
-        self._known_topics: set[str] = set()
-        self._known_subjects: set[tuple[str, int]] = set()
-        self._subject_strategy = subject_strategy
-        self._full_names: dict[int, str] = {}
-        self._envelopes: dict[int, PinnedEnvelope] | None = {} if value_format == "envelope" else None
+        self._kafka = bootstrap
+        self._router = router or Router(
+            log, prefix=topic_prefix, source=source, value_format=value_format, subject_strategy=subject_strategy
+        )
+        self._rows = RelayState(log.pool, relay_id(topic_prefix, name), lease_s=lease_s)
+        self._topics = Topics(bootstrap, self._rows, topics or TopicSettings())
+        self._options = ShardOptions(name, topic_prefix, delivery, batch_events, batch_bytes, poll_s)
+        self._new_shards = shards
+        self._lease_s = lease_s
+        self._give_up_after_s = give_up_after_s
+        self._published = 0  # by shards that are not ours any more
+        self._generation = -1
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._in_trouble: set[str] = set()
+        self._backoffs: dict[str, Backoff] = {}
+        self._registered = False
         self._stop = asyncio.Event()
+        self._standing_by = False
+        self._running = False
+
+    @property
+    def position(self) -> int:
+        return min((shard.position for shard in self.shards.values()), default=0)
+
+    @property
+    def published(self) -> int:
+        return self._published + sum(shard.published.count for shard in self.shards.values())
+
+    @property
+    def state(self) -> str:
+        if self._stop.is_set() and not self._running:
+            return "stopped"
+        if self._in_trouble:
+            return "waiting"
+        if not self.shards:
+            return "standby" if self._standing_by else "starting"
+        states = {shard.state for shard in self.shards.values()}
+        return next((state for state in ("starting", "paused") if state in states), "publishing")
 
     def stop(self) -> None:
-        """Ask for an end after the batch that is under way; an idle relay ends within `poll_s`."""
+        """Ask for an end after the batches that are under way."""
         self._stop.set()
+        for shard in self.shards.values():
+            shard.stop()
 
     async def run(self) -> None:
         """Publish until `stop()`.
 
         Raises:
-            IntegrityError: log and cursor contradict each other.
+            IntegrityError: log, cursor and topics contradict each other.
             SettingsError, EventspineError: Kafka or Postgres refuses something that a retry can't mend.
             Unavailable: one of them was away for longer than `give_up_after_s`.
         """
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._group = tasks
+                listening = tasks.create_task(self._keep_at("notifications", self._listen))
+                await self._keep_at("leases", self._share)
+                listening.cancel()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            self._running = False
+
+    async def _share(self) -> None:
+        """Keep a fair share of the shards until asked to stop; then give all back."""
+        if not self._registered:
+            await self._rows.register(self._new_shards)
+            self._registered = True
         while not self._stop.is_set():
+            await self._balance()
+            self._well("leases")
+            await self._pause(self._lease_s / 5)
+        await self._give_up_shards(list(self.shards))
+        await self._rows.leave(self.worker_id)
+
+    async def _balance(self) -> None:
+        view = await self._rows.beat(self.worker_id, [shard.report() for shard in self.shards.values()])
+        if view.generation != self._generation:
+            await self._give_up_shards(list(self.shards))
+            self._generation = view.generation
+            view = await self._rows.look(self.worker_id)
+        gone = self.shards.keys() - set(view.held)
+        if gone:
+            logger.warning("shards went to another process", extra={"shards": sorted(gone)})
+        extra = surplus(view.held, fair_share(view.shards, view.workers)) if view.paused != "reshard" else view.held
+        await self._give_up_shards([*gone, *(self.shards.keys() & set(extra))])
+        for number in set(view.held) - set(extra) - self.shards.keys():
+            self._begin(number, view)
+        if view.held == [] and not self._standing_by:
+            logger.info("relay stands by: other processes have all shards", extra={"relay": self._rows.relay_id})
+        self._standing_by = view.held == []
+        for shard in self.shards.values():
+            shard.paused = view.paused is not None
+            shard.retry = shard.retry or view.retry
+            if view.retry or view.paused is not None:
+                shard.wake()
+
+    def _begin(self, number: int, view: View) -> None:
+        shard = self.shards[number] = Shard(
+            number,
+            view.shards,
+            view.generation,
+            self._options,
+            log=self._log,
+            router=self._router,
+            topics=self._topics,
+            state=self._rows,
+            kafka=self._kafka,
+            check_held=lambda number: self._rows.check_held(self.worker_id, number),
+            well=lambda: self._well(f"shard {number}"),
+        )
+        shard.paused = view.paused is not None
+        self._tasks[number] = self._group.create_task(self._keep_at(f"shard {number}", shard.run, unless=lambda: shard.stopping))
+
+    async def _give_up_shards(self, numbers: list[int]) -> None:
+        """End shards, after the batches that are under way, and give back those that are still ours."""
+        if not numbers:
+            return
+        for number in numbers:
+            self.shards[number].stop()
+        await self._ended(numbers)
+        for number in numbers:
+            self._published += self.shards.pop(number).published.count
+            self._well(f"shard {number}")
+        await self._rows.release(self.worker_id, numbers)
+
+    async def _ended(self, numbers: list[int]) -> None:
+        """Wait until shards have ended; one that hangs on a server that is away is cut off when its lease runs out."""
+        tasks = [self._tasks.pop(number) for number in numbers if number in self._tasks]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._lease_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Wake the shards at appends. A hint only: they poll as well."""
+        async with self._log.listen() as appended:
+            self._well("notifications")
+            while True:
+                await appended.wait(5.0)
+                for shard in self.shards.values():
+                    shard.wake()
+
+    async def _keep_at(
+        self, who: str, work: Callable[[], Coroutine[Any, Any, None]], *, unless: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Do the work again, with pauses, as long as it ends because a server is away or another process took over."""
+        backoff = self._backoffs[who] = Backoff(give_up_after_s=self._give_up_after_s)
+        while True:
             try:
-                await self._lead_and_publish()
+                await work()
             except (Unavailable, Fenced) as error:
-                if not self._backoff.failing:
-                    logger.warning("relay waits: %s", error, extra={"relay": self._name, "position": self.position})
-                delay_s = self._backoff.next_delay_s()
+                if self._stop.is_set() or unless():
+                    return
+                if not self._in_trouble:
+                    logger.warning("relay waits: %s", error, extra={"relay": self._rows.relay_id, "position": self.position})
+                self._in_trouble.add(who)
+                delay_s = backoff.next_delay_s()
                 if delay_s is None:
                     raise
-                self.state = "waiting"
                 await self._pause(delay_s)
-        self.state = "stopped"
-
-    async def _lead_and_publish(self) -> None:
-        async with self._log.lead(f"relay {self._prefix} {self._name}") as lead:
-            while not await lead.try_acquire():
-                if self.state != "standby":
-                    logger.info("relay stands by: another process leads", extra={"relay": self._name})
-                    self.state = "standby"
-                await self._pause(1.0)
-                if self._stop.is_set():
-                    return
-            async with self._log.listen() as appended:
-                publisher = Publisher(self._bootstrap, f"{self._prefix}{self._name}")
-                try:
-                    await self._publish(publisher, lead, appended)
-                finally:
-                    await asyncio.to_thread(publisher.discard)
-
-    async def _publish(self, publisher: Publisher, lead: Lead, appended: AppendSignal) -> None:
-        """Publish from the cursor on. The order of the first three steps is what makes a restart safe: fence, then read."""
-        await self._ensure_topic(self._cursor_topic, partitions=1, settings=TOPIC_SETTINGS)
-        await asyncio.to_thread(publisher.start)
-        cursor = await asyncio.to_thread(read_cursor, self._bootstrap, self._cursor_topic, self._name)
-        check_history(cursor, await self._log.event_id_at(cursor.position))
-        logger.info("relay publishes", extra={"relay": self._name, "position": cursor.position})
-        self.position = cursor.position
-        self.state = "publishing"
-
-        events = await self._read_after(cursor)
-        while not self._stop.is_set():
-            if lead.lost:
-                raise Unavailable("the connection to Postgres that holds the leadership was lost")
-            if not events:
-                self._say_that_all_is_well()
-                await appended.wait(self._poll_s)
-                events = await self._read_after(cursor)
-                continue
-            cursor = next_cursor(cursor, events)
-            await self._prepare(events)
-            reading = asyncio.create_task(self._read_after(cursor))  # fetch the next batch while this one is committed
-            try:
-                records = [
-                    record_of(event, prefix=self._prefix, source=self._source, envelopes=self._envelopes) for event in events
-                ]
-                await asyncio.to_thread(publisher.publish, records, self._cursor_topic, self._name, cursor)
-                self._say_that_all_is_well()
-                self.position = cursor.position
-                self.published += len(events)
-                events = await reading
-            finally:
-                reading.cancel()
-
-    async def _read_after(self, cursor: Cursor) -> list[StoredEvent]:
-        return await self._log.read_stored(cursor.position, self._batch_events, self._batch_bytes)
-
-    async def _prepare(self, events: list[StoredEvent]) -> None:
-        """Make topics, envelopes and subjects that are new with this batch."""
-        topics = {topic_of(event.stream_type, self._prefix) for event in events} - self._known_topics
-        for topic in topics:
-            settings = {"retention.ms": str(self._topics.retention_ms)}
-            await self._ensure_topic(topic, partitions=self._topics.partitions, settings=settings)
-        self._known_topics |= topics
-        try:
-            subjects = self._subjects(events)
-        except KeyError:
-            if self._envelopes is None:
-                self._full_names = {pin.schema_id: pin.event_type.full_name for pin in await self._log.pinned_types()}
             else:
-                self._envelopes |= await self._log.pin_envelopes({schema_id_of(event.payload) for event in events})
-            subjects = self._subjects(events)
-        if subjects - self._known_subjects:
-            await self._log.register_subjects(subjects - self._known_subjects)
-            self._known_subjects |= subjects
+                return
 
-    def _subjects(self, events: list[StoredEvent]) -> set[tuple[str, int]]:
-        strategy, envelopes = self._subject_strategy, self._envelopes
-        return subjects_of(events, self._full_names, self._prefix, strategy=strategy, envelopes=envelopes)
-
-    async def _ensure_topic(self, topic: str, *, partitions: int, settings: dict[str, str]) -> None:
-        replication = self._topics.replication
-        await asyncio.to_thread(
-            ensure_topic, self._bootstrap, topic, partitions=partitions, replication=replication, settings=settings
-        )
-
-    def _say_that_all_is_well(self) -> None:
-        if self._backoff.failing:
-            logger.info("relay goes on", extra={"relay": self._name, "position": self.position})
-            self._backoff.reset()
-        self.state = "publishing"
+    def _well(self, who: str) -> None:
+        """Note that a part works (again)."""
+        self._backoffs[who].reset()
+        if who in self._in_trouble:
+            self._in_trouble.discard(who)
+            if not self._in_trouble:
+                logger.info("relay goes on", extra={"relay": self._rows.relay_id, "position": self.position})
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -197,15 +259,9 @@ class Relay:
                 await self._stop.wait()
 
 
-def check_options(value_format: str, subject_strategy: str) -> None:
-    """Check the two options that are names.
-
-    Raises:
-        SettingsError: there is no such value.
-    """
-    for option, value, known in (
-        ("value_format", value_format, _VALUE_FORMATS),
-        ("subject_strategy", subject_strategy, tuple(SUBJECT_NAMES)),
-    ):
-        if value not in known:
-            raise SettingsError(f"{option} is {value!r}; it is one of {', '.join(known)}")
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """Return the first error of a group, whatever groups it lies in."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from ..schemas import Unavailable
-from ..schemas.kafka import client_settings, kafka_error, translated_kafka
+from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
 
 __all__ = ["TopicSearch", "search_topics"]
 
@@ -23,7 +23,7 @@ class TopicSearch(NamedTuple):
     found: dict[str, int]
 
 
-def search_topics(bootstrap: str, prefix: str, texts: Sequence[str], *, timeout_s: float = 30.0) -> TopicSearch:
+def search_topics(bootstrap: str | KafkaAccess, prefix: str, texts: Sequence[str], *, timeout_s: float = 30.0) -> TopicSearch:
     """Read every topic whose name begins with `prefix` to its end, also what was aborted, and look for texts in keys, values and
     headers, byte by byte. Blocks.
 

@@ -19,6 +19,7 @@ The trace context (https://www.w3.org/TR/trace-context/) goes under its own name
 | ce_correlationid, ce_causationid, ce_userid | metadata of these names, where set              |
 | ce_metadata        | all other metadata, as a JSON object; left out if there is none          |
 | traceparent, tracestate | metadata of these names, where set                                  |
+| ce_publishedafter  | only on a record that comes late: the position up to which the relay had published before it |
 | content-type       | application/avro                                                         |
 
 A record whose value holds the envelope has no `ce_id`; see `eventspine.schemas.envelope`.
@@ -36,7 +37,9 @@ import msgspec
 from .errors import DecodeError
 from .event import Event, StoredEvent, rfc3339
 
-__all__ = ["CONTENT_TYPE", "event_of", "headers_of"]
+__all__ = ["CONTENT_TYPE", "Header", "HeaderWriter", "event_of"]
+
+Header = tuple[str, str | bytes | None]
 
 CONTENT_TYPE: Final = b"application/avro"
 
@@ -52,27 +55,52 @@ _read_json = msgspec.json.Decoder(dict[str, Any])
 _write_json = msgspec.json.Encoder()
 
 
-def headers_of(stored: StoredEvent, source: str) -> list[tuple[str, str | bytes | None]]:
-    """Return the headers under which an event is published."""
-    headers: list[tuple[str, str | bytes | None]] = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", stored.event_id),
-        ("ce_source", source),
-        ("ce_type", stored.event_type),
-        ("ce_subject", stored.stream_id),
-        ("ce_recordedtime", rfc3339(stored.created_at)),
-        ("ce_globalposition", str(stored.global_position)),
-        ("ce_streamversion", str(stored.version)),
-        ("ce_schemaversion", str(stored.schema_version)),
-        ("content-type", CONTENT_TYPE),
-    ]
-    metadata = _read_json.decode(stored.metadata)
-    for name, header in _SPLIT.items():
-        if isinstance(metadata.get(name), str):
-            headers.append((header, metadata.pop(name)))
-    if metadata:
-        headers.append(("ce_metadata", _write_json.encode(metadata)))
-    return headers
+class HeaderWriter:
+    """Makes the headers under which events are published. Those that are the same for all events of a type are made once."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._fixed: dict[tuple[str, int], tuple[Header, ...]] = {}
+        self._created_at: datetime | None = None  # events of one append share it
+        self._recorded = ""
+
+    def headers(self, stored: StoredEvent) -> list[Header]:
+        """Return the headers of an event."""
+        position, event_id, stream_id, _, event_type, version, schema_version, _, created_at, metadata = stored
+        fixed = self._fixed.get((event_type, schema_version)) or self._fix(event_type, schema_version)
+        if created_at != self._created_at:
+            self._created_at, self._recorded = created_at, rfc3339(created_at)
+        headers: list[Header] = [
+            *fixed,
+            ("ce_id", event_id),
+            ("ce_subject", stream_id),
+            ("ce_recordedtime", self._recorded),
+            ("ce_globalposition", str(position)),
+            ("ce_streamversion", str(version)),
+        ]
+        rest: dict[str, Any] | None = None
+        for name, value in _read_json.decode(metadata).items():
+            header = _SPLIT.get(name)
+            if header is not None and isinstance(value, str):
+                headers.append((header, value))
+            elif rest is None:
+                rest = {name: value}
+            else:
+                rest[name] = value
+        if rest is not None:
+            headers.append(("ce_metadata", _write_json.encode(rest)))
+        return headers
+
+    def _fix(self, event_type: str, schema_version: int) -> tuple[Header, ...]:
+        fixed: tuple[Header, ...] = (
+            ("ce_specversion", b"1.0"),
+            ("ce_source", self._source),
+            ("ce_type", event_type),
+            ("ce_schemaversion", str(schema_version)),
+            ("content-type", CONTENT_TYPE),
+        )
+        self._fixed[event_type, schema_version] = fixed
+        return fixed
 
 
 def event_of(headers: Mapping[str, bytes], data: Mapping[str, Any]) -> Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -104,6 +105,25 @@ async def translated() -> AsyncIterator[None]:
     except asyncpg.InsufficientPrivilegeError as error:
         raise SettingsError(f"Postgres refused: {error}; grant the right or use another role") from error
     except _AWAY as error:
+        refusal = _refused_certificate(error)
+        if refusal is not None:
+            raise SettingsError(
+                f"Postgres or this program refuses the other's certificate: {refusal.args[-1]}; check sslmode, sslrootcert, "
+                "sslcert and sslkey in the DSN"
+            ) from error
         raise Unavailable(f"Postgres is away: {error or type(error).__name__}") from error
     except asyncpg.PostgresError as error:
         raise EventspineError(f"Postgres refused ({error.sqlstate}): {error}") from error
+
+
+def _refused_certificate(error: BaseException) -> ssl.SSLError | None:
+    """Return the error of TLS by which one side refuses the other's certificate, or finds that ours and its key don't fit.
+
+    A handshake that was cut off is none. What the server says comes only after the handshake, as the cause of a lost connection.
+    """
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, ssl.SSLError):
+            reason = each.reason or ""
+            if isinstance(each, ssl.SSLCertVerificationError) or "ALERT" in reason or "MISMATCH" in reason:
+                return each
+    return None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from ...schemas import PinnedType, SettingsError, StoredEvent, Unavailable
+from ...schemas import PinnedType, StoredEvent, Unavailable
 from ...schemas.envelope import PinnedEnvelope, pin_envelopes
 from ...schemas.pins import load_pinned_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
 from ...schemas.registry_client import RegistryClient
 
-__all__ = ["AppendSignal", "Lead", "PostgresLog"]
+__all__ = ["AppendSignal", "PostgresLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ _LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
 _CATEGORIES_OF_TYPES = load_sql(_SQL, "sql/categories_of_types")
 _APPEND_CHANNEL = load_sql(_SQL, "sql/append_channel")
-_TRY_LEAD = load_sql(_SQL, "sql/try_lead")
+_READ_STORED_AT = load_sql(_SQL, "sql/read_stored_at")
+_LINK_BEFORE = load_sql(_SQL, "sql/link_before")
+_DIGEST_OF_LINK = load_sql(_SQL, "sql/digest_of_link")
 
 
 class AppendSignal:
@@ -66,6 +68,11 @@ class PostgresLog:
         self._pool = pool
         self._registry = registry
 
+    @property
+    def pool(self) -> asyncpg.Pool:
+        """The connections; the relay keeps tables of its own beside the log."""
+        return self._pool
+
     async def last_position(self) -> int:
         """Return the global position of the last event, 0 for an empty log."""
         async with translated():
@@ -79,6 +86,24 @@ class PostgresLog:
         async with translated():
             rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit, max_bytes)
         return [StoredEvent(*row) for row in rows]
+
+    async def read_stored_at(self, positions: Sequence[int]) -> list[StoredEvent]:
+        """Return the events at positions, in order, as stored."""
+        async with translated():
+            rows = await self._pool.fetch(_READ_STORED_AT, list(positions))
+        return [StoredEvent(*row) for row in rows]
+
+    async def link_before(self, position: int) -> tuple[int, str] | None:
+        """Return number and digest (hex) of the last link of the hash chain at or before a position, if there is one."""
+        async with translated():
+            row = await self._pool.fetchrow(_LINK_BEFORE, position)
+        return None if row is None else (row["number"], row["digest"])
+
+    async def digest_of_link(self, number: int) -> str | None:
+        """Return the digest (hex) of a link of the hash chain, None if there is no such link."""
+        async with translated():
+            digest: str | None = await self._pool.fetchval(_DIGEST_OF_LINK, number)
+        return digest
 
     async def event_id_at(self, position: int) -> str | None:
         """Return the id of the event at a position, None if the log does not reach that far."""
@@ -128,24 +153,6 @@ class PostgresLog:
                         await connection.remove_listener(channel, signal.notify)
 
     @asynccontextmanager
-    async def lead(self, name: str) -> AsyncIterator[Lead]:
-        """Hold a connection on which one process at a time can become the leader under `name`.
-
-        Leadership ends with the connection. It is for liveness only: a process that has lost it, and does not know yet,
-        must be stopped by other means (the relay: by Kafka's producer epoch).
-
-        Raises:
-            SettingsError: PgBouncer is between, which would leave the lock on a connection that others use.
-        """
-        async with self._borrowed() as connection:
-            if not getattr(connection, "keeps_session", True):
-                raise SettingsError(
-                    "the relay leads by a lock of its session, and PgBouncer keeps no sessions: give it a DSN that leads to "
-                    "Postgres itself, without ?pgbouncer=true"
-                )
-            yield Lead(connection, name)
-
-    @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[Connection]:
         """Borrow a connection. Only Postgres's own errors are translated, not those of the borrower."""
         async with translated():
@@ -155,24 +162,6 @@ class PostgresLog:
         finally:
             async with translated():
                 await self._pool.release(connection)
-
-
-class Lead:
-    """A candidate for the leadership under a name."""
-
-    def __init__(self, connection: Connection, name: str) -> None:
-        self._connection = connection
-        self._name = name
-
-    async def try_acquire(self) -> bool:
-        """Become the leader if nobody else is."""
-        async with translated():
-            return bool(await self._connection.fetchval(_TRY_LEAD, self._name))
-
-    @property
-    def lost(self) -> bool:
-        """Whether the connection, and with it the leadership, is gone."""
-        return _is_gone(self._connection)
 
 
 def _is_gone(connection: Connection) -> bool:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from ...schemas.errors import SettingsError
 from ...schemas.postgres import Connection, load_sql, translated
 
-__all__ = ["grant_application", "migrate"]
+__all__ = ["grant_application", "grant_relay", "migrate"]
 
 _PACKAGE = "eventspine.store.postgres"
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
@@ -80,10 +80,25 @@ async def grant_application(connection: Connection, role: str) -> None:
     Raises:
         SettingsError: there is no such role, or the connection's role does not own the tables.
     """
+    await _grant(connection, role, "grant_application")
+
+
+async def grant_relay(connection: Connection, role: str) -> None:
+    """Give a role the rights of the relay: it reads the log, and writes what it keeps of itself; it can't append or read keys.
+
+    Doing it again changes nothing.
+
+    Raises:
+        SettingsError: there is no such role, or the connection's role does not own the tables.
+    """
+    await _grant(connection, role, "grant_relay")
+
+
+async def _grant(connection: Connection, role: str, name: str) -> None:
     quoted = '"' + role.replace('"', '""') + '"'
     async with translated(), connection.transaction():
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
             raise SettingsError(f"there is no role {role!r}; make it first: CREATE ROLE {quoted} LOGIN PASSWORD '…'")
         schema = await connection.fetchval("SELECT quote_ident(current_schema())")
         await connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {quoted}")
-        await connection.execute(load_sql(_PACKAGE, "grant_application").replace("{role}", quoted))
+        await connection.execute(load_sql(_PACKAGE, name).replace("{role}", quoted))

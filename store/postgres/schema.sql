@@ -161,6 +161,80 @@ CREATE TABLE subject_keys (
     CONSTRAINT subject_keys_erased_check CHECK ((key IS NULL) = (erased_at IS NOT NULL))
 );
 
+-- What relays need beside their cursors, which are on Kafka. A relay is called by its topic prefix and its name: `events.relay`.
+CREATE TABLE relays (
+    relay_id   text        NOT NULL,
+    shards     integer     NOT NULL,
+    generation integer     NOT NULL DEFAULT 0,      -- rises with each change of the number of shards
+    paused     text,                                -- why it is paused; NULL = it publishes
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT relays_pkey PRIMARY KEY (relay_id),
+    CONSTRAINT relays_shards_check CHECK (shards >= 1)
+);
+
+-- Who publishes a shard, and how far it is. For people and for liveness: that a shard has one publisher is Kafka's work.
+CREATE TABLE relay_shards (
+    relay_id     text        NOT NULL,
+    shard        integer     NOT NULL,              -- 0, 1, … one less than the number of shards
+    worker_id    text,                              -- NULL = free
+    leased_until timestamptz,
+    state        text        NOT NULL DEFAULT 'waiting',
+    position     bigint      NOT NULL DEFAULT 0,    -- as its owner told it; the truth is the cursor on Kafka
+    published    bigint      NOT NULL DEFAULT 0,    -- records, since the owner took the shard
+    rate         float8      NOT NULL DEFAULT 0,    -- records a second
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT relay_shards_pkey PRIMARY KEY (relay_id, shard)
+);
+
+CREATE TABLE relay_workers (
+    relay_id  text        NOT NULL,
+    worker_id text        NOT NULL,
+    seen_at   timestamptz NOT NULL,
+    CONSTRAINT relay_workers_pkey PRIMARY KEY (relay_id, worker_id)
+);
+
+-- The topics that a relay writes to, as it found or made them: a changed number of partitions would change where streams go.
+CREATE TABLE relay_topics (
+    relay_id   text    NOT NULL,
+    topic      text    NOT NULL,
+    partitions integer NOT NULL,
+    kafka_id   text    NOT NULL DEFAULT '',         -- Kafka's id of the topic; '' = not known
+    CONSTRAINT relay_topics_pkey PRIMARY KEY (relay_id, topic)
+);
+
+-- Events that could not be published, and those behind them in their streams.
+CREATE TABLE relay_parked (
+    relay_id        text        NOT NULL,
+    global_position bigint      NOT NULL,
+    stream_id       text        NOT NULL,
+    shard           integer     NOT NULL,
+    reason          text        NOT NULL,
+    tries           integer     NOT NULL,           -- 0 = waits behind another one
+    retry           boolean     NOT NULL DEFAULT false,  -- somebody asked to try again
+    parked_at       timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT relay_parked_pkey PRIMARY KEY (relay_id, global_position)
+);
+
+CREATE INDEX relay_parked_stream_idx ON relay_parked (relay_id, stream_id, global_position);
+
+-- Messages that are no events, recorded in the transaction of the caller's rows. Three tables in turn: what is published is
+-- trimmed by TRUNCATE, a table at a time, never row by row.
+CREATE TABLE outbox (
+    slot       smallint    NOT NULL,                -- (position / 100000) % 3
+    position   bigint      NOT NULL,                -- 1, 2, … in the outbox
+    message_id uuid        NOT NULL,
+    topic      text        NOT NULL,
+    key        text        NOT NULL,                -- messages of one key stay in order
+    value      bytea       NOT NULL,
+    headers    jsonb       NOT NULL,                -- {"name": "text", …}
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT outbox_pkey PRIMARY KEY (slot, position)
+) PARTITION BY LIST (slot);
+
+CREATE TABLE outbox_0 PARTITION OF outbox FOR VALUES IN (0);
+CREATE TABLE outbox_1 PARTITION OF outbox FOR VALUES IN (1);
+CREATE TABLE outbox_2 PARTITION OF outbox FOR VALUES IN (2);
+
 -- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

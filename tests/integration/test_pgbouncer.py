@@ -24,17 +24,17 @@ from eventspine import (
     PostgresEventStore,
     Query,
     QueryItem,
+    Relay,
     SettingsError,
     StreamAppend,
     migrate,
 )
 from eventspine.connect import open_pool
-from eventspine.store.postgres import PostgresLog
 from eventspine.store.postgres.audit import verify_log
 from eventspine.store.postgres.bulk import Imported
 from tests.event_types import EVENT_TYPES, paid, placed
 from tests.integration.test_cli import run
-from tests.oracle import check_acked, check_log
+from tests.oracle import check_acked, check_log, check_topics
 from tests.pgbouncer import SERVER_CONNECTIONS, PgBouncer, pgbouncer
 from tests.waiting import wait_for
 
@@ -285,11 +285,14 @@ async def test_the_option_is_true_or_false(database: str) -> None:
             pass
 
 
-async def test_a_relay_is_sent_to_postgres_itself(dsn: str, database: str) -> None:
-    async with open_pool(dsn, max_connections=2) as bouncing:
-        with pytest.raises(SettingsError, match="a DSN that leads to Postgres itself"):
-            async with PostgresLog(bouncing).lead("relay"):
-                pass
-    async with open_pool(database, max_connections=2) as direct, PostgresLog(direct).lead("relay") as lead:
-        assert await lead.try_acquire()
+async def test_a_relay_polls(dsn: str, kafka: str, topic_prefix: str) -> None:
+    """Its leases are rows, so it needs no session; it hears of appends by looking."""
+    async with eventspine.connect(dsn, event_types=EVENT_TYPES) as store:
+        relay = Relay(store.log, kafka, topic_prefix=topic_prefix, poll_s=0.05)
+        running = asyncio.create_task(relay.run())
+        await store.append("Order-1", "Order", [placed(), paid()], 0)
+        await wait_for(lambda: relay.position, lambda position: position == 2, timeout_s=30)
+        assert await check_topics(store.pool, kafka, topic_prefix) == 2
+        relay.stop()
+        await running
     await check_nothing_is_left(dsn)

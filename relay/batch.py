@@ -1,0 +1,94 @@
+"""What is published at once, decided without I/O: which events are this shard's, where they go, and which are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple
+
+from ..schemas import StoredEvent
+from .cursor import Cursor
+from .partition import partition_of
+from .publisher import Record
+from .router import Routed
+from .state import Parked
+
+__all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_header"]
+
+BEHIND_PARKED = "waits behind a parked event of its stream"
+
+
+class Batch(NamedTuple):
+    """Records, the events that they were made of ("same length, in order"), what is to be parked, and the cursor behind all."""
+
+    records: list[Record]
+    sources: list[StoredEvent]
+    parked: list[Parked]
+    cursor: Cursor
+
+
+class Unknown(NamedTuple):
+    """Topics whose number of partitions is not known yet."""
+
+    topics: set[str]
+
+
+def build_batch(
+    events: Sequence[StoredEvent],
+    cursor: Cursor,
+    *,
+    route: Callable[[StoredEvent], Routed | None],
+    partitions: Mapping[str, int],
+    shard: int,
+    shards: int,
+    floors: Sequence[int],
+    parked: Set[str],
+) -> Batch | Unknown:
+    """Return what a shard publishes of events that follow each other; `cursor` is behind the last.
+
+    `partitions` says how many each topic has, `floors` up to where an earlier generation of shards has published (by old shard,
+    partition p by shard p % len(floors)), `parked` which streams are set aside. An event that can't be routed is parked, and what
+    follows in its stream behind it.
+    """
+    records: list[Record] = []
+    sources: list[StoredEvent] = []
+    aside: list[Parked] = []
+    aside_streams: set[str] = set()
+    unknown: set[str] = set()
+    sharded = shards > 1 or len(floors) > 0
+    for event in events:
+        try:
+            routed = route(event)
+        except Exception as error:  # a user's function may raise anything; whatever it is concerns this event alone
+            if sharded and _shard_of_stream(event.stream_id, shards) != shard:
+                continue
+            waits = event.stream_id in parked or event.stream_id in aside_streams
+            reason = BEHIND_PARKED if waits else f"{type(error).__name__}: {error}"
+            aside.append(Parked(event.global_position, event.stream_id, reason, 0 if waits else 1))
+            aside_streams.add(event.stream_id)
+            continue
+        if routed is None:
+            continue
+        topic, key, value, headers = routed
+        count = partitions.get(topic)
+        if count is None:
+            unknown.add(topic)
+            continue
+        partition = partition_of(key, count)
+        if sharded and (partition % shards != shard or (floors and event.global_position <= floors[partition % len(floors)])):
+            continue
+        if event.stream_id in parked or event.stream_id in aside_streams:
+            aside.append(Parked(event.global_position, event.stream_id, BEHIND_PARKED, 0))
+            continue
+        records.append(Record(topic, partition, key, value, headers))
+        sources.append(event)
+    return Unknown(unknown) if unknown else Batch(records, sources, aside, cursor)
+
+
+def _shard_of_stream(stream_id: str, shards: int) -> int:
+    """Return who parks an event that has no partition, because it can't be routed."""
+    return partition_of(stream_id.encode(), shards)
+
+
+def late_header(published_after: int) -> tuple[str, str]:
+    """Return the header of a record that comes behind records of higher positions."""
+    return "ce_publishedafter", str(published_after)

@@ -1,0 +1,358 @@
+"""One shard of the relay: from its cursor on, batch by batch, until its first error. After that a new life begins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ..schemas import StoredEvent
+from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_header
+from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, cursor_topic, next_cursor, read_cursors
+from .publisher import IdempotentPublisher, Publisher, Record, Refused, TransactionalPublisher
+from .publishing import Publishing, publishing
+from .state import Parked, Rate, RelayState, ShardReport
+from .topics import Topics
+
+if TYPE_CHECKING:
+    from ..schemas.kafka import KafkaAccess
+    from ..store.postgres.log import PostgresLog
+    from .router import Router
+
+__all__ = ["DELIVERIES", "Shard", "ShardOptions", "transactional_id"]
+
+logger = logging.getLogger(__name__)
+
+DELIVERIES: Final = ("exactly-once", "at-least-once")
+_BEHIND_EVENTS: Final = 1000  # so many at once, and the next are fetched while these are published
+_UNWRITTEN_EVENTS: Final = 100_000  # so many of other shards, and the cursor is written although there is nothing to publish
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What all shards of a relay have in common. `poll_s` bounds the delay when a notification of an append is lost."""
+
+    name: str
+    prefix: str
+    delivery: str = "exactly-once"
+    batch_events: int = 20_000
+    batch_bytes: int = 16_000_000
+    poll_s: float = 0.5
+
+
+def transactional_id(prefix: str, name: str, shard: int) -> str:
+    """Return the id by which Kafka knows the producers of a shard, one after the other."""
+    return f"{prefix}{name}.{shard}" if shard else f"{prefix}{name}"
+
+
+class _BeginAnew(Exception):
+    """The producer has to be made anew. That takes a whole new life: who makes one has to read the cursor behind it."""
+
+
+class Shard:
+    """Publishes the events of one shard: those whose partition, divided by the number of shards, leaves its number.
+
+    So a partition has one shard, and positions rise in it. Attributes: `position` is the last position published or passed over,
+    `published` counts records, `state` is one of starting, publishing, paused.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        shards: int,
+        generation: int,
+        options: ShardOptions,
+        *,
+        log: PostgresLog,
+        router: Router,
+        topics: Topics,
+        state: RelayState,
+        kafka: str | KafkaAccess,
+        check_held: Callable[[int], Awaitable[None]],
+        well: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.state = "starting"
+        self.position = 0
+        self.published = Rate()
+        self._shards = shards
+        self._generation = generation
+        self._options = options
+        self._log = log
+        self._router = router
+        self._topics = topics
+        self._rows = state
+        self._kafka = kafka
+        self._check_held = check_held
+        self._well = well
+        self._cursor_topic = cursor_topic(options.prefix)
+        self._limit = options.batch_events
+        self._parked: set[str] = set()
+        self._floors: Sequence[int] = ()
+        self._written = START  # the last cursor on Kafka
+        self._awake = asyncio.Event()
+        self.stopping = False
+        self.paused = False
+        self.retry = False
+
+    def stop(self) -> None:
+        """Ask for the end after the batch that is under way."""
+        self.stopping = True
+        self._awake.set()
+
+    def wake(self) -> None:
+        """Say that there may be something to do."""
+        self._awake.set()
+
+    def report(self) -> ShardReport:
+        return ShardReport(self.number, self.state, self.position, self.published.count, self.published.look())
+
+    async def run(self) -> None:
+        """Publish from the cursor on, until `stop()`.
+
+        Raises:
+            IntegrityError: log, cursor and topics contradict each other.
+            Unavailable, Fenced: begin anew.
+        """
+        while not self.stopping:
+            with suppress(_BeginAnew):
+                await self._live()
+
+    async def _live(self) -> None:
+        """One producer's life. The order of the first steps is what makes a restart safe: fence, then read."""
+        self.state = "starting"
+        await self._check_held(self.number)
+        await self._topics.check()
+        await self._topics.ensure_cursors(self._cursor_topic, self._shards, TOPIC_SETTINGS)
+        async with publishing(self._publisher) as sender:
+            await sender.start()
+            cursor = await self._find_cursor()
+            logger.info("relay publishes", extra={"shard": self.number, "position": cursor.position})
+            self.state = "publishing"
+            while not self.stopping:
+                try:
+                    cursor = await self._publish_from(sender, cursor)
+                except Refused as refused:
+                    # Which record it is, is found by halving; one that is refused alone is parked.
+                    logger.info("a batch is refused: %s", refused.reason, extra={"shard": self.number, "events": self._limit})
+                    self._limit = max(1, self._limit // 2)
+                    if not sender.usable:
+                        raise _BeginAnew from refused
+                    cursor = self._written
+            if cursor.position > self._written.position:
+                await self._send(sender, Batch([], [], [], cursor), even_if_empty=True)
+
+    def _publisher(self) -> Publisher:
+        max_bytes = min(1_000_000, self._topics.max_message_bytes)
+        if self._options.delivery == "at-least-once":
+            return IdempotentPublisher(self._kafka, max_batch_bytes=max_bytes)
+        return TransactionalPublisher(
+            self._kafka, transactional_id(self._options.prefix, self._options.name, self.number), max_batch_bytes=max_bytes
+        )
+
+    async def _find_cursor(self) -> Cursor:
+        """Return where to begin, having checked that the log is the one that was published."""
+        name, generation = self._options.name, self._generation
+        keys = [name, f"{name}@{generation}", f"{name}@{generation - 1}"]
+        cursors = await asyncio.to_thread(read_cursors, self._kafka, self._cursor_topic, keys)
+        cursor, closed = begin(cursors, name, self.number, generation)
+        self._floors = tuple(each.position for each in closed)
+        for each in {cursor, *closed}:
+            digest = await self._log.digest_of_link(each.link) if each.link else None
+            check_history(each, await self._log.event_id_at(each.position), digest)
+        if cursor.unparked:  # the last life may have died between Kafka's commit and this
+            await self._rows.unpark(cursor.unparked)
+        self._written = cursor
+        self.position = cursor.position
+        self._parked = await self._rows.parked_streams()
+        return cursor
+
+    async def _publish_from(self, sender: Publishing, cursor: Cursor) -> Cursor:
+        """Publish what follows a cursor, until asked to stop; return the last cursor.
+
+        When far behind, the next events are fetched and routed while the last ones are committed. Otherwise what was appended
+        meanwhile is fetched after the commit, so that it goes together.
+        """
+        wait_s = 0.01
+        sending: asyncio.Task[None] | None = None
+        reading = asyncio.create_task(self._read_after(cursor))
+        try:
+            while True:
+                events = await reading
+                if not events:
+                    if sending is not None:
+                        await sending
+                        sending = None
+                    if self.stopping:
+                        return cursor
+                    if self.paused:
+                        await self._stay_paused()
+                    elif self.retry:
+                        self.retry = False
+                        cursor = await self._retry_parked(sender, cursor)
+                    else:
+                        self._well()
+                        await self._wait(wait_s)
+                        wait_s = min(2 * wait_s, self._options.poll_s)
+                    reading = asyncio.create_task(self._read_after(cursor))
+                    continue
+                wait_s = 0.01
+                cursor = next_cursor(cursor, events)
+                behind = len(events) >= min(_BEHIND_EVENTS, self._limit)
+                if behind and self._limit > 1:
+                    reading = asyncio.create_task(self._read_after(cursor))
+                batch = await self._build(events, cursor, parked=self._parked, floors=self._floors)
+                self._parked |= {each.stream_id for each in batch.parked}
+                if sending is not None:
+                    await sending
+                sending = asyncio.create_task(self._send(sender, batch))
+                if not behind or self._limit <= 1 or self.stopping or self.paused or self.retry:
+                    await sending
+                    sending = None
+                    reading.cancel()
+                    reading = asyncio.create_task(self._nothing() if self._breaks() else self._read_after(cursor))
+        finally:
+            reading.cancel()
+            if sending is not None:
+                with suppress(Exception):  # an older error ends this life, or a stop does
+                    await sending
+
+    def _breaks(self) -> bool:
+        return self.stopping or self.paused or self.retry
+
+    async def _nothing(self) -> list[StoredEvent]:
+        return []
+
+    async def _read_after(self, cursor: Cursor) -> list[StoredEvent]:
+        return await self._log.read_stored(cursor.position, self._limit, self._options.batch_bytes)
+
+    async def _build(self, events: Sequence[StoredEvent], cursor: Cursor, *, parked: Set[str], floors: Sequence[int]) -> Batch:
+        """Route events; make topics that are new."""
+        await self._router.prepare(events)
+        while True:
+            built = build_batch(
+                events,
+                cursor,
+                route=self._router.route,
+                partitions=self._topics.partitions,
+                shard=self.number,
+                shards=self._shards,
+                floors=floors,
+                parked=parked,
+            )
+            if not isinstance(built, Unknown):
+                return built
+            max_bytes = self._topics.max_message_bytes
+            await self._topics.ensure(built.topics)
+            if self._topics.max_message_bytes < max_bytes:
+                raise _BeginAnew
+
+    async def _send(self, sender: Publishing, batch: Batch, *, even_if_empty: bool = False) -> None:
+        """Publish a batch. What is parked is noted first: should we die in between, it is noted again."""
+        await self._rows.park(self.number, batch.parked)
+        passed = batch.cursor.position - self._written.position
+        if batch.records or even_if_empty or passed >= _UNWRITTEN_EVENTS:
+            cursor = await self._with_link(batch.cursor)
+            try:
+                await sender.send(batch.records, self._cursor_record(cursor))
+            except Refused as refused:
+                if len(batch.records) > 1:
+                    raise
+                await self._park([batch.sources[0]], refused.reason)
+                raise
+            self._written = cursor
+            self.published.count += len(batch.records)
+            self._limit = min(2 * self._limit, self._options.batch_events)
+        self.position = batch.cursor.position
+        self._well()
+
+    async def _park(self, events: Sequence[StoredEvent], reason: str) -> None:
+        """Set aside the first of some events of a stream, and the others behind it."""
+        first, *others = events
+        logger.warning("event at position %d is parked: %s", first.global_position, reason, extra={"stream": first.stream_id})
+        aside = [Parked(first.global_position, first.stream_id, reason, 1)]
+        aside += [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in others]
+        self._parked.add(first.stream_id)
+        await self._rows.park(self.number, aside)
+
+    async def _retry_parked(self, sender: Publishing, cursor: Cursor) -> Cursor:
+        """Publish parked streams that somebody asked to try again, each in order, in a transaction; what fails is parked again.
+
+        Their records come behind records of higher positions, and say so in a header; see `late_header`.
+        """
+        rows = await self._rows.parked_to_retry()
+        events = await self._log.read_stored_at([position for position, _ in rows])
+        streams: dict[str, list[StoredEvent]] = {}
+        for event in events:
+            streams.setdefault(event.stream_id, []).append(event)
+        for stream in streams.values():
+            cursor = await self._retry_stream(sender, cursor, stream)
+        self._parked = await self._rows.parked_streams()
+        return cursor
+
+    async def _retry_stream(self, sender: Publishing, cursor: Cursor, stream: list[StoredEvent]) -> Cursor:
+        batch = await self._build(stream, cursor, parked=frozenset(), floors=())
+        failed = {each.position for each in batch.parked}
+        if not batch.records and not failed:  # it is another shard's, or not to be published any more
+            if self.number == 0 and all(self._router.route(each) is None for each in stream):
+                await self._rows.unpark([each.global_position for each in stream])
+            return cursor
+        passed = [each for each in stream if each.global_position not in failed]
+        try:
+            cursor = await self._send_late(sender, cursor, batch, passed)
+        except Refused as refused:
+            if not sender.usable:
+                await self._park(stream, refused.reason)
+                raise _BeginAnew from refused
+            if len(passed) == 1:
+                await self._park(stream, refused.reason)
+                return cursor
+            for number, event in enumerate(stream):  # one by one, up to the one that is refused
+                cursor_then = cursor
+                cursor = await self._retry_stream(sender, cursor, [event])
+                if cursor is cursor_then:
+                    if stream[number + 1 :]:
+                        behind = [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in stream[number + 1 :]]
+                        await self._rows.park(self.number, behind)
+                    return cursor
+            return cursor
+        await self._rows.park(self.number, batch.parked)
+        return cursor
+
+    async def _send_late(self, sender: Publishing, cursor: Cursor, batch: Batch, passed: Sequence[StoredEvent]) -> Cursor:
+        """Publish events of a stream that was parked. Which they are stands in the cursor, so that a crash repeats none."""
+        late = [each._replace(headers=[*each.headers, late_header(cursor.position)]) for each in batch.records]
+        done = tuple(each.global_position for each in passed)
+        after = msgspec.structs.replace(await self._with_link(cursor), unparked=done)
+        if self._options.delivery == "at-least-once":  # its last cursor may be on the way still
+            await sender.send([], self._cursor_record(self._written), durable=True)
+        await sender.send(late, self._cursor_record(after), durable=True)
+        self._written = after
+        self.published.count += len(late)
+        await self._rows.unpark(done)
+        return msgspec.structs.replace(after, unparked=())
+
+    async def _with_link(self, cursor: Cursor) -> Cursor:
+        link = await self._log.link_before(cursor.position)
+        return msgspec.structs.replace(cursor, link=link[0], digest=link[1]) if link else cursor
+
+    def _cursor_record(self, cursor: Cursor) -> Record:
+        return Record(self._cursor_topic, self.number, self._options.name.encode(), cursor.to_bytes(), [])
+
+    async def _stay_paused(self) -> None:
+        self.state = "paused"
+        logger.info("relay pauses", extra={"shard": self.number, "position": self.position})
+        while self.paused and not self.stopping:
+            await self._wait(1.0)
+        self.state = "publishing"
+
+    async def _wait(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._awake.wait()
+        self._awake.clear()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from ..schemas import StoredEvent
 from .cursor import Cursor
 from .partition import partition_of
 from .publisher import Record
 from .router import Routed
+from .source import Stored
 from .state import Parked
 
-__all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_header"]
+__all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_headers"]
 
 BEHIND_PARKED = "waits behind a parked event of its stream"
 
@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Records, the events that they were made of ("same length, in order"), what is to be parked, and the cursor behind all."""
 
     records: list[Record]
-    sources: list[StoredEvent]
+    sources: list[Stored]
     parked: list[Parked]
     cursor: Cursor
 
@@ -33,10 +33,10 @@ class Unknown(NamedTuple):
 
 
 def build_batch(
-    events: Sequence[StoredEvent],
+    events: Sequence[Stored],
     cursor: Cursor,
     *,
-    route: Callable[[StoredEvent], Routed | None],
+    route: Callable[[Stored], Routed | None],
     partitions: Mapping[str, int],
     shard: int,
     shards: int,
@@ -50,7 +50,7 @@ def build_batch(
     follows in its stream behind it.
     """
     records: list[Record] = []
-    sources: list[StoredEvent] = []
+    sources: list[Stored] = []
     aside: list[Parked] = []
     aside_streams: set[str] = set()
     unknown: set[str] = set()
@@ -89,6 +89,10 @@ def _shard_of_stream(stream_id: str, shards: int) -> int:
     return partition_of(stream_id.encode(), shards)
 
 
-def late_header(published_after: int) -> tuple[str, str]:
-    """Return the header of a record that comes behind records of higher positions."""
-    return "ce_publishedafter", str(published_after)
+def late_headers(published_after: int, number: int) -> list[tuple[str, str]]:
+    """Return the headers of a record that comes behind records of higher positions.
+
+    `number` counts the shard's late records. In a partition it only rises, as positions do among the other records: of what is
+    there twice (after a crash, without transactions) readers drop the second by it.
+    """
+    return [("ce_publishedafter", str(published_after)), ("ce_latenumber", str(number))]

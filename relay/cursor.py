@@ -8,7 +8,8 @@ the relay believes to have come can't disagree. Shard 3 writes to partition 3. T
 `event_id` is the event at that position, `link` and `digest` the last link of the hash chain at or before it (left out where the
 store keeps none). When the number of shards changes, each old shard writes its last cursor once more under the key
 `{name}@{generation}` with `"shards"`, how many there were: it is closed, and the shards of the next generation begin behind it.
-`"unparked"` are the positions of parked events that were published in the same transaction.
+`"unparked"` are the positions of parked events that were published in the same transaction, `"late"` is how many records the
+shard has published late; without transactions, `"retrying"` are positions that are being published late, from that number on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Final
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
-from ..schemas import IntegrityError, StoredEvent, Unavailable
+from ..schemas import IntegrityError, Unavailable
 from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
+from ..store.postgres.outbox import TRIMMED
+from .source import Stored
 
 __all__ = [
     "START",
@@ -28,6 +31,7 @@ __all__ = [
     "Cursor",
     "begin",
     "check_history",
+    "check_link",
     "cursor_topic",
     "next_cursor",
     "read_cursor",
@@ -47,6 +51,8 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     shards: int = 0
     unparked: tuple[int, ...] = ()
+    late: int = 0
+    retrying: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
         return msgspec.json.encode(self)
@@ -61,6 +67,11 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 START: Final = Cursor(0, "")
 
+_REWRITTEN: Final = (
+    ": the database was restored to an older state or is not the one that was published. Publishing on would give consumers two "
+    "histories. Restore the right database, or publish this one under another topic prefix"
+)
+
 
 def cursor_topic(prefix: str) -> str:
     """Return the topic that holds the cursors: a partition for each shard.
@@ -70,27 +81,34 @@ def cursor_topic(prefix: str) -> str:
     return f"{prefix}-cursors"
 
 
-def check_history(cursor: Cursor, event_id_at_cursor: str | None, digest_of_link: str | None = None) -> None:
-    """Check that the log still holds, at the cursor's position, the event that was published from there, and its hash chain the
-    same link.
+def check_history(cursor: Cursor, event_id_at_cursor: str | None) -> None:
+    """Check that the log still holds, at the cursor's position, the event that was published from there, or has trimmed it.
 
     Raises:
         IntegrityError: it does not: the database was restored to an older state, or is another one.
     """
-    found = ""
-    if cursor.position and event_id_at_cursor != cursor.event_id:
+    if cursor.position and event_id_at_cursor not in (cursor.event_id, TRIMMED):
         found = f"the log holds event {event_id_at_cursor} there" if event_id_at_cursor else "the log ends before"
-    elif cursor.link and digest_of_link != cursor.digest:
-        found = f"link {cursor.link} of its hash chain is {f'another: {digest_of_link}' if digest_of_link else 'missing'}"
-    if found:
         raise IntegrityError(
-            f"Kafka has events up to position {cursor.position} (event {cursor.event_id}), but {found}: the database "
-            "was restored to an older state or is not the one that was published. Publishing on would give consumers two "
-            "histories. Restore the right database, or publish this one under another topic prefix"
+            f"Kafka has events up to position {cursor.position} (event {cursor.event_id}), but {found}{_REWRITTEN}"
         )
 
 
-def next_cursor(cursor: Cursor, events: Sequence[StoredEvent]) -> Cursor:
+def check_link(cursor: Cursor, digest_of_link: str | None) -> None:
+    """Check that the log's hash chain still holds the link that the cursor names: what lies before it was not rewritten.
+
+    Raises:
+        IntegrityError: it does not.
+    """
+    if cursor.link and digest_of_link != cursor.digest:
+        found = "is missing" if digest_of_link is None else f"has the digest {digest_of_link}"
+        raise IntegrityError(
+            f"Kafka has events up to position {cursor.position}, and link {cursor.link} of the log's hash chain had the digest "
+            f"{cursor.digest} then, but now it {found}{_REWRITTEN}"
+        )
+
+
+def next_cursor(cursor: Cursor, events: Sequence[Stored]) -> Cursor:
     """Return the cursor behind a batch that follows `cursor` without a gap.
 
     Raises:
@@ -138,7 +156,8 @@ def begin(cursors: Mapping[tuple[str, int], Cursor], name: str, shard: int, gene
     if own.generation == generation:
         return own, closed
     first = min(closed, key=lambda each: each.position)
-    return msgspec.structs.replace(first, generation=generation, shards=0, unparked=()), closed
+    late = max(each.late + len(each.retrying) for each in closed)  # a partition's next shard has to go on with higher numbers
+    return msgspec.structs.replace(first, generation=generation, shards=0, unparked=(), late=late, retrying=()), closed
 
 
 def read_cursors(

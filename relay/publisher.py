@@ -85,6 +85,8 @@ class Publisher:
 
     def discard(self) -> None:
         """Throw the producer away with all that it has not sent. An open transaction is ended by the next one's start."""
+        if self.usable:  # without transactions, its last cursor may be on the way
+            self._producer.flush(5.0)
         with suppress(KafkaException):  # its last words are about what we give up anyway
             self._producer.purge(in_queue=True, in_flight=True, blocking=False)
             self._producer.poll(0)

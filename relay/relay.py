@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from ..schemas import Fenced, SettingsError, Unavailable
 from ..schemas.retry import Backoff
+from ..store.postgres.log import PostgresLog
 from .router import Router
 from .shard import DELIVERIES, Shard, ShardOptions
 from .state import RelayState, View, fair_share, surplus
@@ -20,11 +21,13 @@ from .topics import Topics, TopicSettings
 
 if TYPE_CHECKING:
     from ..schemas.kafka import KafkaAccess
-    from ..store.postgres.log import PostgresLog
+    from .source import Routes, Source
 
 __all__ = ["Relay", "relay_id"]
 
 logger = logging.getLogger(__name__)
+
+_END_WITHIN_S: Final = 30.0
 
 
 def relay_id(topic_prefix: str, name: str) -> str:
@@ -55,7 +58,7 @@ class Relay:
 
     def __init__(
         self,
-        log: PostgresLog,
+        log: Source,
         bootstrap: str | KafkaAccess,
         *,
         name: str = "relay",
@@ -63,7 +66,7 @@ class Relay:
         source: str = "/eventspine",
         value_format: str = "data",
         subject_strategy: str = "TopicRecordNameStrategy",
-        router: Router | None = None,
+        router: Routes | None = None,
         topics: TopicSettings | None = None,
         delivery: str = "exactly-once",
         shards: int = 0,
@@ -71,6 +74,7 @@ class Relay:
         batch_bytes: int = 16_000_000,
         poll_s: float = 0.5,
         lease_s: float = 5.0,
+        look_at_topics_s: float = 30.0,
         give_up_after_s: float = 300.0,
     ) -> None:
         if delivery not in DELIVERIES:
@@ -79,14 +83,17 @@ class Relay:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._log = log
         self._kafka = bootstrap
-        self._router = router or Router(
-            log, prefix=topic_prefix, source=source, value_format=value_format, subject_strategy=subject_strategy
-        )
+        if router is None:
+            if not isinstance(log, PostgresLog):
+                raise SettingsError("a relay of another source than the log needs a router")
+            router = Router(log, prefix=topic_prefix, source=source, value_format=value_format, subject_strategy=subject_strategy)
+        self._router = router
         self._rows = RelayState(log.pool, relay_id(topic_prefix, name), lease_s=lease_s)
         self._topics = Topics(bootstrap, self._rows, topics or TopicSettings())
         self._options = ShardOptions(name, topic_prefix, delivery, batch_events, batch_bytes, poll_s)
         self._new_shards = shards
         self._lease_s = lease_s
+        self._look_at_topics_s = look_at_topics_s
         self._give_up_after_s = give_up_after_s
         self._published = 0  # by shards that are not ours any more
         self._generation = -1
@@ -135,9 +142,13 @@ class Relay:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._group = tasks
-                listening = tasks.create_task(self._keep_at("notifications", self._listen))
+                beside = [
+                    tasks.create_task(self._keep_at("notifications", self._listen)),
+                    tasks.create_task(self._keep_at("topics", self._watch_topics)),
+                ]
                 await self._keep_at("leases", self._share)
-                listening.cancel()
+                for task in beside:
+                    task.cancel()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
@@ -152,25 +163,26 @@ class Relay:
             await self._balance()
             self._well("leases")
             await self._pause(self._lease_s / 5)
-        await self._give_up_shards(list(self.shards))
-        await self._rows.leave(self.worker_id)
+        await self._end()
 
     async def _balance(self) -> None:
         view = await self._rows.beat(self.worker_id, [shard.report() for shard in self.shards.values()])
         if view.generation != self._generation:
-            await self._give_up_shards(list(self.shards))
+            self._drop(list(self.shards))
             self._generation = view.generation
-            view = await self._rows.look(self.worker_id)
-        gone = self.shards.keys() - set(view.held)
+        gone = [number for number in self.shards if number not in view.held]
         if gone:
-            logger.warning("shards went to another process", extra={"shards": sorted(gone)})
-        extra = surplus(view.held, fair_share(view.shards, view.workers)) if view.paused != "reshard" else view.held
-        await self._give_up_shards([*gone, *(self.shards.keys() & set(extra))])
-        for number in set(view.held) - set(extra) - self.shards.keys():
-            self._begin(number, view)
-        if view.held == [] and not self._standing_by:
+            logger.warning("shards went to another process", extra={"shards": gone})
+            self._drop(gone)
+        extra = view.held if view.paused in ("reshard", "rebuild") else surplus(view.held, fair_share(view.shards, view.workers))
+        for number in view.held:
+            if number in extra:
+                self._hand_back(number)
+            elif number not in self.shards:
+                self._begin(number, view)
+        if not view.held and not self._standing_by:
             logger.info("relay stands by: other processes have all shards", extra={"relay": self._rows.relay_id})
-        self._standing_by = view.held == []
+        self._standing_by = not view.held
         for shard in self.shards.values():
             shard.paused = view.paused is not None
             shard.retry = shard.retry or view.retry
@@ -194,26 +206,50 @@ class Relay:
         shard.paused = view.paused is not None
         self._tasks[number] = self._group.create_task(self._keep_at(f"shard {number}", shard.run, unless=lambda: shard.stopping))
 
-    async def _give_up_shards(self, numbers: list[int]) -> None:
-        """End shards, after the batches that are under way, and give back those that are still ours."""
-        if not numbers:
-            return
-        for number in numbers:
-            self.shards[number].stop()
-        await self._ended(numbers)
-        for number in numbers:
-            self._published += self.shards.pop(number).published.count
-            self._well(f"shard {number}")
-        await self._rows.release(self.worker_id, numbers)
+    def _hand_back(self, number: int) -> None:
+        """End a shard after the batch that is under way, then free it for others; its lease is kept meanwhile."""
 
-    async def _ended(self, numbers: list[int]) -> None:
-        """Wait until shards have ended; one that hangs on a server that is away is cut off when its lease runs out."""
-        tasks = [self._tasks.pop(number) for number in numbers if number in self._tasks]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._lease_s)
+        async def hand_back() -> None:
+            if task is not None:
+                await asyncio.wait([task])
+            self._drop([number])
+            await self._rows.release(self.worker_id, [number])
+
+        shard, task = self.shards.get(number), self._tasks.get(number)
+        if shard is None or not shard.stopping:
+            if shard is not None:
+                shard.stop()
+            self._group.create_task(self._keep_at(f"release of shard {number}", hand_back))
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        """Forget shards. What they have under way ends by itself, or is fenced."""
+        for number in numbers:
+            shard = self.shards.pop(number, None)
+            if shard is not None:
+                shard.stop()
+                self._published += shard.published.count
+                self._well(f"shard {number}")
+            self._tasks.pop(number, None)
+
+    async def _end(self) -> None:
+        """End all shards after the batches that are under way, and give back what is still ours."""
+        numbers = list(self.shards)
+        for shard in self.shards.values():
+            shard.stop()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks.values(), timeout=_END_WITHIN_S)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop(numbers)
+        await self._rows.release(self.worker_id, numbers)
+        await self._rows.leave(self.worker_id)
+
+    async def _watch_topics(self) -> None:
+        """Look at the topics now and then: they may be changed while we publish."""
+        while not self._stop.is_set():
+            await self._pause(self._look_at_topics_s)
+            await self._topics.check()
+            self._well("topics")
 
     async def _listen(self) -> None:
         """Wake the shards at appends. A hint only: they poll as well."""

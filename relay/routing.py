@@ -16,7 +16,7 @@ from uuid import UUID
 
 from ..schemas import Event, EventspineError, EventType, InvalidEvent, SettingsError
 
-__all__ = ["Routing", "apply", "check_topic", "key_of", "matches", "topic_name", "unmatched"]
+__all__ = ["Routing", "apply", "check_topic", "key_of", "matches", "patterns_of", "topic_name", "unmatched"]
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BY_NAME: Final = {"category": "{category}", "type": "{type}"}
@@ -28,9 +28,9 @@ class Routing:
     """Which events are published, under which topic and key, and in what form.
 
     `topic` is "category" (default), "type", a mapping of patterns to names, or a function of the event; the topic prefix is put
-    before what it says. In a mapping the first pattern that matches counts, a name may hold `{category}` and `{type}`, and what no
-    pattern matches goes to its category. `key` is "stream" (default), the name of a data field ("customer_id", "customer.id"), or
-    a function of the event that returns a text or bytes. `include` and `exclude` are patterns, or a function that says True or
+    before what it says. In a mapping the first pattern that matches counts, a name may hold `{category}` and `{type}`, and what
+    no pattern matches goes to its category. `key` is "stream" (default), the name of a data field ("customer_id", "customer.id"),
+    or a function of the event that returns a text or bytes. `include` and `exclude` are patterns, or a function that says True or
     False; an event is published if it is included and not excluded.
 
     A pattern is the name of an event type or of a category, or both as `Category/Type`; `*`, `?` and `[…]` stand for what they
@@ -41,8 +41,9 @@ class Routing:
     registered when the relay starts.
 
     Functions see the event as the program reads it, in the schema version that it declares, with personal fields as they are
-    stored; `tags` are left out. They must give the same for the same event whenever they are called: a record may be made again, to
-    verify what is on Kafka. An event that a function fails on is parked, and what follows in its stream behind it.
+    stored; `tags` are left out. They must give the same for the same event whenever they are called, because a record may be
+    made again, as to verify what is on Kafka. An event that a function fails on is parked, and what follows in its stream
+    behind it.
 
     Raises:
         SettingsError: a rule can't be right.
@@ -68,10 +69,10 @@ class Routing:
         if not callable(self.key) and (not isinstance(self.key, str) or not all(self.key.split("."))):
             raise SettingsError(f"the routing's key is {self.key!r}; it is 'stream', the name of a data field, or a function")
         for name in ("include", "exclude"):
-            patterns = _patterns(getattr(self, name))
-            if not all(isinstance(each, str) and each for each in patterns):
-                raise SettingsError(f"the routing's {name} is {getattr(self, name)!r}; it holds patterns, or is a function")
-        if not callable(self.include) and not _patterns(self.include):
+            rule = getattr(self, name)
+            if not callable(rule) and not (isinstance(rule, Collection) and all(isinstance(each, str) and each for each in rule)):
+                raise SettingsError(f"the routing's {name} is {rule!r}; it holds patterns, or is a function")
+        if not callable(self.include) and not self.include:
             raise SettingsError("the routing's include is empty, so nothing would be published: leave it out to publish all")
         for each in self.public_types:
             if not isinstance(each, EventType):
@@ -164,7 +165,7 @@ def apply(what: str, function: Callable[[Event], Any], event: Event) -> Any:
 
 def unmatched(routing: Routing, event_types: Collection[str], categories: Collection[str]) -> list[str]:
     """Return the names in a routing that are neither an event type nor a category, as slips of the pen are."""
-    patterns = [*_patterns(routing.include), *_patterns(routing.exclude), *routing.transform]
+    patterns = [*patterns_of(routing.include), *patterns_of(routing.exclude), *routing.transform]
     if isinstance(routing.topic, Mapping):
         patterns += routing.topic
     pairs = {("", each) for each in event_types} | {(each, "") for each in categories}
@@ -172,7 +173,8 @@ def unmatched(routing: Routing, event_types: Collection[str], categories: Collec
     return sorted({each for each in patterns if not any(matches([each], *pair) for pair in (full if "/" in each else pairs))})
 
 
-def _patterns(rule: str | Collection[str] | Callable[[Event], bool]) -> Collection[str]:
+def patterns_of(rule: str | Collection[str] | Callable[[Event], bool]) -> Collection[str]:
+    """Return the patterns of `include` or `exclude`, () of a function."""
     if callable(rule):
         return ()
     return (rule,) if isinstance(rule, str) else rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ..schemas import StoredEvent
-from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_header
-from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, cursor_topic, next_cursor, read_cursors
+from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
+from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, check_link, cursor_topic, next_cursor, read_cursors
 from .publisher import IdempotentPublisher, Publisher, Record, Refused, TransactionalPublisher
 from .publishing import Publishing, publishing
 from .state import Parked, Rate, RelayState, ShardReport
@@ -21,8 +21,7 @@ from .topics import Topics
 
 if TYPE_CHECKING:
     from ..schemas.kafka import KafkaAccess
-    from ..store.postgres.log import PostgresLog
-    from .router import Router
+    from .source import Routes, Source, Stored
 
 __all__ = ["DELIVERIES", "Shard", "ShardOptions", "transactional_id"]
 
@@ -30,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 DELIVERIES: Final = ("exactly-once", "at-least-once")
 _BEHIND_EVENTS: Final = 1000  # so many at once, and the next are fetched while these are published
+_LINK_EVERY_S: Final = 1.0
 _UNWRITTEN_EVENTS: Final = 100_000  # so many of other shards, and the cursor is written although there is nothing to publish
 
 
@@ -68,8 +68,8 @@ class Shard:
         generation: int,
         options: ShardOptions,
         *,
-        log: PostgresLog,
-        router: Router,
+        log: Source,
+        router: Routes,
         topics: Topics,
         state: RelayState,
         kafka: str | KafkaAccess,
@@ -93,8 +93,11 @@ class Shard:
         self._cursor_topic = cursor_topic(options.prefix)
         self._limit = options.batch_events
         self._parked: set[str] = set()
+        self._given_up: tuple[int, ...] = ()
         self._floors: Sequence[int] = ()
         self._written = START  # the last cursor on Kafka
+        self._link: tuple[int, str] | None = None
+        self._linked_at = float("-inf")
         self._awake = asyncio.Event()
         self.stopping = False
         self.paused = False
@@ -134,6 +137,8 @@ class Shard:
             cursor = await self._find_cursor()
             logger.info("relay publishes", extra={"shard": self.number, "position": cursor.position})
             self.state = "publishing"
+            if cursor.retrying:
+                cursor = await self._finish_late(sender, cursor)
             while not self.stopping:
                 try:
                     cursor = await self._publish_from(sender, cursor)
@@ -163,12 +168,13 @@ class Shard:
         cursor, closed = begin(cursors, name, self.number, generation)
         self._floors = tuple(each.position for each in closed)
         for each in {cursor, *closed}:
-            digest = await self._log.digest_of_link(each.link) if each.link else None
-            check_history(each, await self._log.event_id_at(each.position), digest)
+            check_history(each, await self._log.event_id_at(each.position))
+            check_link(each, await self._log.digest_of_link(each.link))
         if cursor.unparked:  # the last life may have died between Kafka's commit and this
             await self._rows.unpark(cursor.unparked)
         self._written = cursor
         self.position = cursor.position
+        self._linked_at = float("-inf")
         self._parked = await self._rows.parked_streams()
         return cursor
 
@@ -180,7 +186,7 @@ class Shard:
         """
         wait_s = 0.01
         sending: asyncio.Task[None] | None = None
-        reading = asyncio.create_task(self._read_after(cursor))
+        reading = asyncio.create_task(self._nothing() if self._breaks() else self._read_after(cursor))
         try:
             while True:
                 events = await reading
@@ -225,13 +231,15 @@ class Shard:
     def _breaks(self) -> bool:
         return self.stopping or self.paused or self.retry
 
-    async def _nothing(self) -> list[StoredEvent]:
+    async def _nothing(self) -> list[Stored]:
         return []
 
-    async def _read_after(self, cursor: Cursor) -> list[StoredEvent]:
-        return await self._log.read_stored(cursor.position, self._limit, self._options.batch_bytes)
+    async def _read_after(self, cursor: Cursor) -> list[Stored]:
+        event_id, events = await self._log.read_following(cursor.position, self._limit, self._options.batch_bytes)
+        check_history(cursor, event_id)
+        return events
 
-    async def _build(self, events: Sequence[StoredEvent], cursor: Cursor, *, parked: Set[str], floors: Sequence[int]) -> Batch:
+    async def _build(self, events: Sequence[Stored], cursor: Cursor, *, parked: Set[str], floors: Sequence[int]) -> Batch:
         """Route events; make topics that are new."""
         await self._router.prepare(events)
         while True:
@@ -246,6 +254,7 @@ class Shard:
                 parked=parked,
             )
             if not isinstance(built, Unknown):
+                await self._router.list_subjects()
                 return built
             max_bytes = self._topics.max_message_bytes
             await self._topics.ensure(built.topics)
@@ -271,7 +280,7 @@ class Shard:
         self.position = batch.cursor.position
         self._well()
 
-    async def _park(self, events: Sequence[StoredEvent], reason: str) -> None:
+    async def _park(self, events: Sequence[Stored], reason: str) -> None:
         """Set aside the first of some events of a stream, and the others behind it."""
         first, *others = events
         logger.warning("event at position %d is parked: %s", first.global_position, reason, extra={"stream": first.stream_id})
@@ -283,11 +292,11 @@ class Shard:
     async def _retry_parked(self, sender: Publishing, cursor: Cursor) -> Cursor:
         """Publish parked streams that somebody asked to try again, each in order, in a transaction; what fails is parked again.
 
-        Their records come behind records of higher positions, and say so in a header; see `late_header`.
+        Their records come behind records of higher positions, and say so in headers; see `late_headers`.
         """
         rows = await self._rows.parked_to_retry()
         events = await self._log.read_stored_at([position for position, _ in rows])
-        streams: dict[str, list[StoredEvent]] = {}
+        streams: dict[str, list[Stored]] = {}
         for event in events:
             streams.setdefault(event.stream_id, []).append(event)
         for stream in streams.values():
@@ -295,51 +304,87 @@ class Shard:
         self._parked = await self._rows.parked_streams()
         return cursor
 
-    async def _retry_stream(self, sender: Publishing, cursor: Cursor, stream: list[StoredEvent]) -> Cursor:
+    async def _retry_stream(self, sender: Publishing, cursor: Cursor, stream: list[Stored]) -> Cursor:
         batch = await self._build(stream, cursor, parked=frozenset(), floors=())
-        failed = {each.position for each in batch.parked}
-        if not batch.records and not failed:  # it is another shard's, or not to be published any more
-            if self.number == 0 and all(self._router.route(each) is None for each in stream):
-                await self._rows.unpark([each.global_position for each in stream])
+        await self._rows.park(self.number, batch.parked)
+        if self.number == 0:  # one of the shards forgets what is not to be published any more
+            await self._rows.unpark([each.global_position for each in stream if self._goes_nowhere(each)])
+        mine = batch.sources  # the others are other shards': a stream whose events have keys of their own has several
+        if not mine:
             return cursor
-        passed = [each for each in stream if each.global_position not in failed]
         try:
-            cursor = await self._send_late(sender, cursor, batch, passed)
+            return await self._send_late(sender, cursor, batch, [each.global_position for each in mine])
         except Refused as refused:
             if not sender.usable:
-                await self._park(stream, refused.reason)
+                await self._park(mine, refused.reason)
                 raise _BeginAnew from refused
-            if len(passed) == 1:
-                await self._park(stream, refused.reason)
+            if len(mine) == 1:
+                await self._park(mine, refused.reason)
                 return cursor
-            for number, event in enumerate(stream):  # one by one, up to the one that is refused
+            for number, event in enumerate(mine):  # one by one, up to the one that is refused
                 cursor_then = cursor
                 cursor = await self._retry_stream(sender, cursor, [event])
                 if cursor is cursor_then:
-                    if stream[number + 1 :]:
-                        behind = [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in stream[number + 1 :]]
-                        await self._rows.park(self.number, behind)
+                    behind = [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in mine[number + 1 :]]
+                    await self._rows.park(self.number, behind)
                     return cursor
             return cursor
-        await self._rows.park(self.number, batch.parked)
-        return cursor
 
-    async def _send_late(self, sender: Publishing, cursor: Cursor, batch: Batch, passed: Sequence[StoredEvent]) -> Cursor:
-        """Publish events of a stream that was parked. Which they are stands in the cursor, so that a crash repeats none."""
-        late = [each._replace(headers=[*each.headers, late_header(cursor.position)]) for each in batch.records]
-        done = tuple(each.global_position for each in passed)
-        after = msgspec.structs.replace(await self._with_link(cursor), unparked=done)
-        if self._options.delivery == "at-least-once":  # its last cursor may be on the way still
-            await sender.send([], self._cursor_record(self._written), durable=True)
+    def _goes_nowhere(self, event: Stored) -> bool:
+        try:
+            return self._router.route(event) is None
+        except Exception:  # it is parked anew for that
+            return False
+
+    async def _send_late(self, sender: Publishing, cursor: Cursor, batch: Batch, numbered: Sequence[int]) -> Cursor:
+        """Publish events of a stream that was parked. Which they are stands in the cursor, so that a crash repeats none.
+
+        Each has a number of its own, given by its place among the positions `numbered`. Without transactions these are noted
+        first: a life that ends in between is followed by one that publishes the same under the same numbers.
+        """
+        done = tuple(numbered)
+        numbers = {position: number for number, position in enumerate(done, cursor.late + 1)}
+        late = [
+            record._replace(headers=[*record.headers, *late_headers(cursor.position, numbers[event.global_position])])
+            for record, event in zip(batch.records, batch.sources, strict=True)
+        ]
+        linked = await self._with_link(cursor)
+        after = msgspec.structs.replace(linked, unparked=done, late=cursor.late + len(done), retrying=())
+        if self._options.delivery == "at-least-once":
+            before = msgspec.structs.replace(linked, retrying=done)
+            await sender.send([], self._cursor_record(before), durable=True)
+            self._written = before
         await sender.send(late, self._cursor_record(after), durable=True)
         self._written = after
         self.published.count += len(late)
         await self._rows.unpark(done)
         return msgspec.structs.replace(after, unparked=())
 
+    async def _finish_late(self, sender: Publishing, cursor: Cursor) -> Cursor:
+        """Publish once more, under the same numbers, what the last life was publishing late when it ended.
+
+        If one of these records is refused, their numbers are given up, and they stay parked.
+        """
+        if self._given_up == cursor.retrying:
+            after = msgspec.structs.replace(cursor, late=cursor.late + len(cursor.retrying), retrying=())
+            await sender.send([], self._cursor_record(after), durable=True)
+            self._written, self._given_up = after, ()
+            return after
+        events = await self._log.read_stored_at(cursor.retrying)
+        batch = await self._build(events, cursor, parked=frozenset(), floors=())
+        try:
+            return await self._send_late(sender, cursor, batch, cursor.retrying)
+        except Refused as refused:
+            self._given_up = cursor.retrying
+            raise _BeginAnew from refused
+
     async def _with_link(self, cursor: Cursor) -> Cursor:
-        link = await self._log.link_before(cursor.position)
-        return msgspec.structs.replace(cursor, link=link[0], digest=link[1]) if link else cursor
+        """Add a link of the hash chain to a cursor: any that is not old will do, so it is looked up now and then."""
+        now = time.monotonic()
+        if now - self._linked_at > _LINK_EVERY_S:
+            self._link = await self._log.link_before(cursor.position)
+            self._linked_at = now
+        return msgspec.structs.replace(cursor, link=self._link[0], digest=self._link[1]) if self._link else cursor
 
     def _cursor_record(self, cursor: Cursor) -> Record:
         return Record(self._cursor_topic, self.number, self._options.name.encode(), cursor.to_bytes(), [])

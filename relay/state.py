@@ -69,6 +69,11 @@ class PinnedTopic(NamedTuple):
     partitions: int
     kafka_id: str
 
+    @property
+    def rebuilding(self) -> bool:
+        """Whether it is being built anew; `kafka_id` holds then how it is to be made, see `eventspine.relay.rebuild`."""
+        return self.kafka_id.startswith("{")
+
 
 class Parked(NamedTuple):
     """An event that can't be published; `tries` 0 = it was not tried, because one before it in its stream is parked."""

@@ -65,6 +65,7 @@ class Topics:
         self._state = state
         self._settings = settings
         self._admin: AdminClient | None = None
+        self._rebuilding: set[str] = set()
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
@@ -75,6 +76,10 @@ class Topics:
         """
         async with self._lock:
             pinned = await self._state.pinned_topics()
+            self._rebuilding = {topic for topic, each in pinned.items() if each.rebuilding}
+            for topic in self._rebuilding:
+                del pinned[topic]
+                self.partitions.pop(topic, None)
             found = await asyncio.to_thread(self._describe, pinned)
             said = stale_topics(pinned, {topic: PinnedTopic(each.partitions, each.kafka_id) for topic, each in found.items()})
             if said:
@@ -94,6 +99,8 @@ class Topics:
         """
         async with self._lock:
             for topic in sorted(set(topics) - self.partitions.keys()):
+                if topic in self._rebuilding:
+                    raise Unavailable(f"topic {topic} is being built anew: `eventspine relay verify --rebuild` has to end first")
                 found = await asyncio.to_thread(
                     self._make, topic, self._settings.partitions, {"retention.ms": str(self._settings.retention_ms)}
                 )

@@ -4,4 +4,5 @@ INSERT INTO relay_parked AS p (relay_id, global_position, stream_id, shard, reas
 SELECT $1, n.position, n.stream_id, $2, n.reason, n.tries
   FROM unnest($3::bigint[], $4::text[], $5::text[], $6::int[]) AS n (position, stream_id, reason, tries)
     ON CONFLICT ON CONSTRAINT relay_parked_pkey
-    DO UPDATE SET shard = EXCLUDED.shard, reason = EXCLUDED.reason, tries = p.tries + EXCLUDED.tries, retry = false
+    DO UPDATE SET shard = EXCLUDED.shard, tries = p.tries + EXCLUDED.tries, retry = false,
+                  reason = CASE WHEN EXCLUDED.tries > 0 THEN EXCLUDED.reason ELSE p.reason END

@@ -6,7 +6,7 @@ WITH alive AS (
 ), shards AS (
     SELECT r.shards AS count, count(*) FILTER (WHERE s.worker_id = $2) AS mine
       FROM relays r JOIN relay_shards s ON s.relay_id = r.relay_id AND s.shard < r.shards
-     WHERE r.relay_id = $1 AND r.paused IS DISTINCT FROM 'reshard' GROUP BY r.shards
+     WHERE r.relay_id = $1 AND coalesce(r.paused, '') NOT IN ('reshard', 'rebuild') GROUP BY r.shards
 ), free AS (
     SELECT shard FROM relay_shards
      WHERE relay_id = $1 AND (worker_id IS NULL OR leased_until < clock_timestamp()) AND shard < (SELECT count FROM shards)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import asyncpg
 
-from ...schemas import PinnedType, StoredEvent, Unavailable
+from ...schemas import EventType, PinnedType, StoredEvent, Unavailable, Upcaster
 from ...schemas.envelope import PinnedEnvelope, pin_envelopes
-from ...schemas.pins import load_pinned_types, register_subjects
+from ...schemas.pins import load_pinned_types, register_event_types, register_subjects
 from ...schemas.postgres import Connection, load_sql, translated
 from ...schemas.registry_client import RegistryClient
 
-__all__ = ["AppendSignal", "PostgresLog"]
+__all__ = ["AppendSignal", "PostgresLog", "listening"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,9 @@ _READ_STORED = load_sql(_SQL, "sql/read_stored")
 _LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
 _CATEGORIES_OF_TYPES = load_sql(_SQL, "sql/categories_of_types")
+_TOPICS_OF_TYPES = load_sql(_SQL, "sql/topics_of_types")
 _APPEND_CHANNEL = load_sql(_SQL, "sql/append_channel")
+_READ_FOLLOWING = load_sql(_SQL, "sql/read_following")
 _READ_STORED_AT = load_sql(_SQL, "sql/read_stored_at")
 _LINK_BEFORE = load_sql(_SQL, "sql/link_before")
 _DIGEST_OF_LINK = load_sql(_SQL, "sql/digest_of_link")
@@ -87,6 +89,18 @@ class PostgresLog:
             rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit, max_bytes)
         return [StoredEvent(*row) for row in rows]
 
+    async def read_following(self, position: int, limit: int, max_bytes: int) -> tuple[str | None, list[StoredEvent]]:
+        """Return the id of the event at a position (None: the log ends before), and what follows it, as `read_stored` does.
+
+        Both are of one moment, so a reader that knows which event it saw there notices when the log is another one: after a
+        fail-over to an older copy, say, which a pool of connections makes without a word.
+        """
+        async with translated():
+            rows = await self._pool.fetch(_READ_FOLLOWING, position, position + limit, max_bytes)
+        if rows and rows[0][0] == position:
+            return rows[0][1], [StoredEvent(*row) for row in rows[1:]]
+        return None, [StoredEvent(*row) for row in rows]
+
     async def read_stored_at(self, positions: Sequence[int]) -> list[StoredEvent]:
         """Return the events at positions, in order, as stored."""
         async with translated():
@@ -115,6 +129,10 @@ class PostgresLog:
         """Return every registered event type with its schema id."""
         return await load_pinned_types(self._pool)
 
+    async def register_event_types(self, event_types: Sequence[EventType], upcasters: Sequence[Upcaster]) -> None:
+        """Register event types; see `eventspine.schemas.pins.register_event_types`."""
+        await register_event_types(self._pool, event_types, upcasters, registry=self._registry)
+
     async def register_subjects(self, subjects: set[tuple[str, int]]) -> None:
         """List schemas under the subjects by which registries know them: (subject, schema id)."""
         await register_subjects(self._pool, subjects)
@@ -131,37 +149,55 @@ class PostgresLog:
             categories.setdefault(row["category"], []).append(row["event_type"])
         return categories
 
+    async def topics_of_types(self, topic_prefix: str) -> dict[str, list[str]]:
+        """Return, by topic (without the prefix), the registered types that the relay has published there.
+
+        Nothing where subjects name no topic (RecordNameStrategy).
+        """
+        async with translated():
+            rows = await self._pool.fetch(_TOPICS_OF_TYPES, topic_prefix)
+        topics: dict[str, list[str]] = {}
+        for row in rows:
+            topics.setdefault(row["topic"], []).append(row["event_type"])
+        return topics
+
     async def pin_envelopes(self, data_schema_ids: set[int]) -> dict[int, PinnedEnvelope]:
         """Return the envelopes around schemas of data, by those schemas' ids; those that have none yet are registered."""
         return await pin_envelopes(self._pool, data_schema_ids, registry=self._registry)
 
-    @asynccontextmanager
-    async def listen(self) -> AsyncIterator[AppendSignal]:
+    def listen(self) -> AbstractAsyncContextManager[AppendSignal]:
         """Hold a connection that hears of appends. When it is lost, the signal's `wait()` says so."""
-        signal = AppendSignal()
-        async with self._borrowed() as connection:
-            async with translated():
-                channel = await connection.fetchval(_APPEND_CHANNEL)
-                connection.add_termination_listener(signal.lose)
-                await connection.add_listener(channel, signal.notify)
-            try:
-                yield signal
-            finally:
-                if not _is_gone(connection):
-                    connection.remove_termination_listener(signal.lose)
-                    async with translated():
-                        await connection.remove_listener(channel, signal.notify)
+        return listening(self._pool, _APPEND_CHANNEL)
 
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[Connection]:
-        """Borrow a connection. Only Postgres's own errors are translated, not those of the borrower."""
+
+@asynccontextmanager
+async def listening(pool: asyncpg.Pool, channel_statement: str) -> AsyncIterator[AppendSignal]:
+    """Hold a connection that hears of what is told on the channel that a statement names."""
+    signal = AppendSignal()
+    async with _borrowed(pool) as connection:
         async with translated():
-            connection = await self._pool.acquire()
+            channel = await connection.fetchval(channel_statement)
+            connection.add_termination_listener(signal.lose)
+            await connection.add_listener(channel, signal.notify)
         try:
-            yield connection
+            yield signal
         finally:
-            async with translated():
-                await self._pool.release(connection)
+            if not _is_gone(connection):
+                connection.remove_termination_listener(signal.lose)
+                async with translated():
+                    await connection.remove_listener(channel, signal.notify)
+
+
+@asynccontextmanager
+async def _borrowed(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+    """Borrow a connection. Only Postgres's own errors are translated, not those of the borrower."""
+    async with translated():
+        connection = await pool.acquire()
+    try:
+        yield connection
+    finally:
+        async with translated():
+            await pool.release(connection)
 
 
 def _is_gone(connection: Connection) -> bool:

@@ -336,6 +336,7 @@ async def test_reads_use_their_indexes(store: PostgresEventStore, pool: asyncpg.
         ("sql/read_event", "'00000000-0000-0000-0000-000000000001'", "events_id_key", "events"),
         ("sql/read_all", "1500, 1510", "events_pkey", "events"),
         ("sql/read_stored", "1500, 1510, 100000", "events_pkey", "events"),
+        ("sql/read_following", "1500, 1510, 100000", "events_pkey", "events"),
         ("sql/last_position", "", "events_pkey", "events"),
         ("sql/event_id_at", "1500", "events_pkey", "events"),
         ("sql/load_checkpoint", "'s5'", "subscription_checkpoints_pkey", "subscription_checkpoints"),

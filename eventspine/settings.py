@@ -47,7 +47,7 @@ class Settings:
     kafka_oauth_ca_file: str = _setting("", "certificates (PEM) that sign the token endpoint's; the system's if empty")
     read_model_dsn: str = _setting("", "database of the projections' tables; the events' one if empty")
     topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
-    relay_name: str = _setting("relay", "relays of one name are one relay: one leads, the others stand by")
+    relay_name: str = _setting("relay", "relays of one name are one relay, which share its shards")
     source: str = _setting("/eventspine", "the header ce_source of published events")
     value_format: str = _setting("data", "a published record's value: data, or envelope (one record of envelope and data)")
     subject_strategy: str = _setting(
@@ -65,6 +65,7 @@ class Settings:
         "exactly-once", "exactly-once (Kafka transactions), or at-least-once: sooner, and after a crash some are there twice"
     )
     relay_shards: int = _setting(0, "shards of a new relay, each published by one process at a time; 0: what it has, or 1")
+    relay_routing: str = _setting("", "what is published where: MODULE:NAME of a Routing; if empty, all by category")
     relay_batch_events: int = _setting(20_000, "events in one Kafka transaction at most")
     relay_lease_s: float = _setting(5.0, "how soon a dead relay's shards go to the others, in seconds")
     consume_batch_events: int = _setting(10_000, "events in one transaction of a projection at most")

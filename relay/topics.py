@@ -17,7 +17,7 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from ..schemas import IntegrityError, Unavailable
-from ..schemas.kafka import KafkaAccess, client_settings, kafka_error
+from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error
 from .state import PinnedTopic, RelayState, stale_topics
 
 __all__ = ["TopicSettings", "Topics", "ensure_topic"]
@@ -75,6 +75,7 @@ class Topics:
             IntegrityError: one is gone, was made anew, or has another number of partitions.
         """
         async with self._lock:
+            self._admin = None  # a shard's new life begins here: a password may have changed since the last one
             pinned = await self._state.pinned_topics()
             self._rebuilding = {topic for topic, each in pinned.items() if each.rebuilding}
             for topic in self._rebuilding:
@@ -116,7 +117,7 @@ class Topics:
         if self._make(topic, shards, settings).partitions < shards:
             doing = f"to add partitions to topic {topic}"
             wider = self._client().create_partitions([NewPartitions(topic, shards)])
-            _result(wider[topic], doing, but=KafkaError.INVALID_PARTITIONS)
+            _result(self._client(), wider[topic], doing, but=KafkaError.INVALID_PARTITIONS)
 
     def _make(self, topic: str, partitions: int, settings: Mapping[str, str]) -> FoundTopic:
         """Return a topic, which is made if it is missing: so that one that is there needs no right to make topics."""
@@ -146,13 +147,13 @@ class Topics:
         admin, found = self._client(), {}
         resources = {topic: ConfigResource(ResourceType.TOPIC, topic) for topic in topics}
         for topic, asked in admin.describe_topics(TopicCollection(list(topics)), request_timeout=30).items():
-            told = _result(asked, f"to look at topic {topic}", but=KafkaError.UNKNOWN_TOPIC_OR_PART)
+            told = _result(admin, asked, f"to look at topic {topic}", but=KafkaError.UNKNOWN_TOPIC_OR_PART)
             if told is not None:
                 found[topic] = FoundTopic(len(told.partitions), str(told.topic_id), DEFAULT_MAX_MESSAGE_BYTES)
         if found:
             for resource, configs in admin.describe_configs([resources[topic] for topic in found], request_timeout=30).items():
                 try:
-                    limit = int(configs.result(40)["max.message.bytes"].value)
+                    limit = int(answer_of(admin, configs)["max.message.bytes"].value)
                 except KafkaException as error:  # it may lack the right; then the broker says what is too large
                     logger.info("limit of topic %s is not known: %s", resource.name, error.args[0].str())
                 else:
@@ -171,13 +172,13 @@ def ensure_topic(
     admin = kafka if isinstance(kafka, AdminClient) else AdminClient(client_settings(kafka))
     new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=dict(settings))
     created = admin.create_topics([new], operation_timeout=20, request_timeout=30)[topic]
-    _result(created, f"to create topic {topic}", but=KafkaError.TOPIC_ALREADY_EXISTS)
+    _result(admin, created, f"to create topic {topic}", but=KafkaError.TOPIC_ALREADY_EXISTS)
 
 
-def _result(future: Future[Result], doing: str, *, but: int | None = None) -> Result | None:
+def _result(admin: AdminClient, future: Future[Result], doing: str, *, but: int | None = None) -> Result | None:
     """Wait for what the admin client promised; None if it failed in the way that is expected."""
     try:
-        return future.result(40)
+        return answer_of(admin, future)
     except KafkaException as error:
         if error.args[0].code() == but:
             return None

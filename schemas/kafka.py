@@ -135,7 +135,8 @@ def _refuses_login(error: KafkaError) -> bool:
 
     A broker that does not like our certificate says so by a TLS alert after the handshake, for which the client has no code.
     """
-    return error.code() in _LOGIN_REFUSED or (error.code() == KafkaError._TRANSPORT and "SSL routines" in error.str())
+    alert = "SSL routines" in error.str() and " alert " in error.str()
+    return error.code() in _LOGIN_REFUSED or (error.code() == KafkaError._TRANSPORT and alert)
 
 
 def _is_about_token(error: KafkaError) -> bool:

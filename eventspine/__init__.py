@@ -2,7 +2,7 @@
 
 from .connect import connect
 from .consumers import Consumer, PostgresSink, Projection, Table, TableWriter, on
-from .relay import Relay
+from .relay import OutboxRelay, Relay, Routing
 from .schemas import (
     ConcurrencyError,
     ConditionFailed,
@@ -44,7 +44,7 @@ from .store import (
     Subscription,
     handle_command,
 )
-from .store.postgres import PostgresEventStore, WorkerGroup, migrate
+from .store.postgres import Message, PostgresEventStore, PostgresOutbox, WorkerGroup, migrate
 
 __all__ = [
     "ANY",
@@ -68,7 +68,10 @@ __all__ = [
     "InvalidEvent",
     "Level",
     "LocalStackError",
+    "Message",
+    "OutboxRelay",
     "PostgresEventStore",
+    "PostgresOutbox",
     "PostgresSink",
     "Projection",
     "ProjectionError",
@@ -77,6 +80,7 @@ __all__ = [
     "RegistryClient",
     "Relay",
     "Repository",
+    "Routing",
     "SchemaError",
     "SettingsError",
     "Snapshot",

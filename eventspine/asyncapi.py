@@ -31,7 +31,7 @@ _HEADERS: Final = {
         "ce_specversion": {"type": "string", "const": "1.0"},
         "ce_id": {"type": "string", "format": "uuid"},
         "ce_source": _TEXT,
-        "ce_subject": {**_TEXT, "description": "the stream, as in the key"},
+        "ce_subject": {**_TEXT, "description": "the stream"},
         "ce_time": {**_TIME, "description": "when it happened, as its author says"},
         "ce_recordedtime": {**_TIME, "description": "when the store recorded it"},
         "ce_streamversion": {**_NUMBER, "description": "place in the stream: 1, 2, …"},
@@ -66,11 +66,13 @@ def asyncapi_document(
     registry_url: str = "",
     value_format: str = "data",
     subject_strategy: str = "TopicRecordNameStrategy",
+    key: str = "",
 ) -> dict[str, Any]:
     """Return the document as JSON values.
 
     `event_types` are all that are registered, in all versions; `categories` says which of them are in which topic. The document's
     version rises with each version of a type that is registered. The application that it describes is the relay: it sends.
+    `key` says what records are keyed by where that is not the stream.
     """
     topics = {category: sorted(set(names)) for category, names in sorted(categories.items())}
     used = {name for names in topics.values() for name in names}
@@ -79,7 +81,7 @@ def asyncapi_document(
     messages = {_message_id(each): _message(each, value_format) for each in versions}
     document: dict[str, Any] = {
         "asyncapi": "3.0.0",
-        "info": {"title": title, "version": f"1.0.{len(event_types)}", "description": _description(value_format)},
+        "info": {"title": title, "version": f"1.0.{len(event_types)}", "description": _description(value_format, key)},
         "defaultContentType": "application/avro",
     }
     if bootstrap:
@@ -106,9 +108,9 @@ def asyncapi_document(
         "schemas": {"headers": {"type": "object", "properties": headers, "required": list(_HEADERS[value_format])}},
         "correlationIds": {"conversation": {"location": _CORRELATION[value_format]}},
         "messageBindings": {
-            "keyedByStream": {
+            "keyed": {
                 "kafka": {
-                    "key": {**_TEXT, "description": "the stream id: {category}-{id}"},
+                    "key": {**_TEXT, "description": key or "the stream id: {category}-{id}"},
                     "schemaIdLocation": "payload",
                     "schemaIdPayloadEncoding": "4",
                     "schemaLookupStrategy": subject_strategy,
@@ -133,7 +135,7 @@ def _message(event_type: EventType, value_format: str) -> dict[str, Any]:
         "headers": _ref("components/schemas/headers"),
         "payload": {"schemaFormat": "application/vnd.apache.avro+json;version=1.9.0", "schema": schema},
         "correlationId": _ref("components/correlationIds/conversation"),
-        "bindings": _ref("components/messageBindings/keyedByStream"),
+        "bindings": _ref("components/messageBindings/keyed"),
     }
     doc = event_type.schema.get("doc")
     return {**message, "summary": doc} if doc else message
@@ -152,13 +154,17 @@ def _ref(path: str) -> dict[str, str]:
     return {"$ref": f"#/{path}"}
 
 
-def _description(value_format: str) -> str:
+def _description(value_format: str, key: str) -> str:
     value = {
         "data": "A record's value is the event's data, its headers are those of CloudEvents 1.0 in binary mode.",
         "envelope": "A record's value holds the event's envelope and, in its field `data`, the event's data.",
     }[value_format]
+    order = (
+        "The records of one key in one topic are in the order of the log"
+        if key
+        else "The records of one key are in the order of its stream"
+    )
     return (
         f"{value} Values are Avro behind a zero byte and the schema id in 4 bytes, big-endian. Read with "
-        "isolation.level=read_committed. The records of one key are in the order of its stream; within a partition the "
-        "global position only rises."
+        f"isolation.level=read_committed. {order}; within a partition the global position only rises."
     )

@@ -10,7 +10,9 @@ import typer
 
 from .asyncapi import asyncapi_document
 from .connect import open_pool
+from .relay import Routing
 from .relay.router import check_options
+from .routing_module import load_routing
 from .settings import Settings
 from .store.postgres import PostgresLog
 from .terminal import run
@@ -27,19 +29,21 @@ def asyncapi(
     """Describe the topics, their event types and schemas as an AsyncAPI 3.0 document (JSON)."""
     settings: Settings = context.obj
     check_options(settings.value_format, settings.subject_strategy)
+    routing = load_routing(settings.relay_routing) if settings.relay_routing else None
 
     async def work() -> dict[str, Any]:
         async with open_pool(settings.need_postgres(), max_connections=1) as pool:
             log = PostgresLog(pool)
             return asyncapi_document(
                 [pin.event_type for pin in await log.pinned_types()],
-                await log.categories_of_types(settings.topic_prefix),
+                await (log.topics_of_types if routing else log.categories_of_types)(settings.topic_prefix),
                 title=title,
                 topic_prefix=settings.topic_prefix,
                 bootstrap=settings.kafka_bootstrap,
                 registry_url=registry_url,
                 value_format=settings.value_format,
                 subject_strategy=settings.subject_strategy,
+                key=_key(routing),
             )
 
     text = json.dumps(run(work()), indent=2, ensure_ascii=False)
@@ -47,3 +51,10 @@ def asyncapi(
         typer.echo(text)
     else:
         output.write_text(text + "\n", encoding="utf-8")
+
+
+def _key(routing: Routing | None) -> str:
+    """Say what a routing keys records by, "" for the stream."""
+    if routing is None or routing.key == "stream":
+        return ""
+    return "chosen by a function of the relay's routing" if callable(routing.key) else f"the data's field {routing.key}"

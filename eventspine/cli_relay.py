@@ -19,6 +19,7 @@ from .relay.relay import relay_id
 from .relay.reshard import reshard
 from .relay.state import RelayState
 from .relay.topics import Topics, TopicSettings
+from .routing_module import make_router
 from .running import logged_in, until_signalled
 from .schemas import RegistryClient
 from .settings import Settings
@@ -42,9 +43,7 @@ async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryC
         settings.kafka(),
         name=settings.relay_name,
         topic_prefix=settings.topic_prefix,
-        source=settings.source,
-        value_format=settings.value_format,
-        subject_strategy=settings.subject_strategy,
+        router=await make_router(settings, pool, registry),
         topics=_topic_settings(settings),
         delivery=settings.relay_delivery,
         shards=settings.relay_shards,

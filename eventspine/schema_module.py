@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .schemas import EventspineError, EventType, SchemaError, SettingsError, Upcaster
 from .store import Aggregate
 
-__all__ = ["SchemaModule", "load_schema_module"]
+__all__ = ["SchemaModule", "import_module", "load_schema_module"]
 
 
 class SchemaModule(NamedTuple):
@@ -34,14 +34,19 @@ def load_schema_module(names: Sequence[str]) -> SchemaModule:
     """
     found = SchemaModule([], [], [])
     for name in names:
-        taken = [_take(found, value) for value in _values(vars(_import(name)).values(), set())]
+        taken = [_take(found, value) for value in _values(vars(import_module(name)).values(), set())]
         if not any(taken):
             raise SettingsError(f"the module {name!r} holds no EventType, no upcaster and no Aggregate: name the one that does")
     _check_unique(found.event_types)
     return found
 
 
-def _import(name: str) -> Any:
+def import_module(name: str) -> Any:
+    """Import a module from the current folder, or from what is installed.
+
+    Raises:
+        SettingsError: it can't be imported.
+    """
     if not all(part.isidentifier() for part in name.split(".")):
         raise SettingsError(f"{name!r} is no name of a module: write it as in an import, like shop.schemas")
     here = str(Path.cwd())

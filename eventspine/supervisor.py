@@ -52,6 +52,8 @@ class Supervisor:
                 stdin=asyncio.subprocess.PIPE,
                 env=os.environ | {SUPERVISED: "1"},
             )
+            if self._stop.is_set():  # asked for while the child was being started
+                child.terminate()
             self.alive += 1
             code = await child.wait()
             self.alive -= 1

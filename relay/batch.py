@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .cursor import Cursor
 from .partition import partition_of
 from .publisher import Record
-from .router import Routed
+from .router import Misrouted, Routed
 from .source import Stored
 from .state import Parked
 
@@ -56,8 +56,11 @@ def build_batch(
     unknown: set[str] = set()
     sharded = shards > 1 or len(floors) > 0
     for event in events:
+        failed = ""
         try:
             routed = route(event)
+        except Misrouted as error:
+            routed, failed = Routed(error.topic, error.key, b"", []), str(error)
         except Exception as error:  # a user's function may raise anything; whatever it is concerns this event alone
             if sharded and _shard_of_stream(event.stream_id, shards) != shard:
                 continue
@@ -78,6 +81,10 @@ def build_batch(
             continue
         if event.stream_id in parked or event.stream_id in aside_streams:
             aside.append(Parked(event.global_position, event.stream_id, BEHIND_PARKED, 0))
+            continue
+        if failed:
+            aside.append(Parked(event.global_position, event.stream_id, failed, 1))
+            aside_streams.add(event.stream_id)
             continue
         records.append(Record(topic, partition, key, value, headers))
         sources.append(event)

@@ -17,68 +17,16 @@ Memory is bounded by the records that are looked at together, and by one bit for
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Final, Literal, NamedTuple
 
-__all__ = [
-    "FAULTS",
-    "LATE_HEADERS",
-    "Expected",
-    "Finding",
-    "Found",
-    "LookUp",
-    "Need",
-    "Positions",
-    "Walk",
-    "digest_of",
-    "sorted_part",
-]
+from .compared import LATE_HEADERS, Expected, Finding, Found, Positions, differences, digest_of, sorted_part
 
-FAULTS: Final = ("missing", "duplicated", "reordered", "altered", "foreign")
-LATE_HEADERS: Final = ("ce_publishedafter", "ce_latenumber")
+__all__ = ["LookUp", "Need", "Walk"]
 
-_PAGE_BITS: Final = 10
 _RECENT: Final = 1 << 16  # so many of the last records may be repeated by a crash, in a partition
-
-Headers = Sequence[tuple[str, bytes | None]]
-
-
-class Expected(NamedTuple):
-    """An event, and the record that the relay makes of it."""
-
-    position: int
-    event_id: str
-    key: bytes
-    value: bytes
-    headers: Headers
-
-
-class Found(NamedTuple):
-    """A record on Kafka. `position` is 0 where the header says none; `late` is its number among the late ones, 0 = in order."""
-
-    offset: int
-    position: int
-    late: int
-    key: bytes
-    value: bytes
-    headers: Headers
-
-
-class Finding(NamedTuple):
-    """What is wrong, and where. `offset` is None for an event without a record; the digests are of key, value and headers."""
-
-    kind: str
-    topic: str
-    partition: int
-    offset: int | None
-    position: int
-    event_id: str
-    what: str
-    expected_sha256: str = ""
-    found_sha256: str = ""
 
 
 class LookUp(NamedTuple):
@@ -88,43 +36,6 @@ class LookUp(NamedTuple):
 
 
 Need = LookUp | Literal["records", "expected", "nothing"]
-
-
-class Positions:
-    """A set of positions in the log: a bit for each, in pages that exist only where something is set."""
-
-    def __init__(self) -> None:
-        self._pages: dict[int, int] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, position: int) -> bool:
-        return bool(self._pages.get(position >> _PAGE_BITS, 0) >> (position & (1 << _PAGE_BITS) - 1) & 1)
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield them in order."""
-        for number in sorted(self._pages):
-            page = self._pages[number]
-            while page:
-                lowest = page & -page
-                yield (number << _PAGE_BITS) + lowest.bit_length() - 1
-                page ^= lowest
-
-    def add(self, position: int) -> None:
-        if position not in self:
-            number = position >> _PAGE_BITS
-            self._pages[number] = self._pages.get(number, 0) | 1 << (position & (1 << _PAGE_BITS) - 1)
-            self._count += 1
-
-    def discard(self, position: int) -> None:
-        if position in self:
-            number = position >> _PAGE_BITS
-            self._pages[number] ^= 1 << (position & (1 << _PAGE_BITS) - 1)
-            self._count -= 1
-            if not self._pages[number]:
-                del self._pages[number]
 
 
 class Walk:
@@ -252,7 +163,7 @@ class Walk:
         self._walked = event.position
 
     def _take_odd(self, record: Found) -> Need | None:
-        """Take a record that is not simply the next one; return what is needed before it can be judged, None when it was taken."""
+        """Take a record that is not simply the next one; return what is needed to judge it, None if it was taken."""
         position = record.position
         if position not in self._known:
             return self._look_up()
@@ -338,7 +249,7 @@ class Walk:
             self._duplicate(event, record)
 
     def _repeats_recent(self, record: Found) -> bool:
-        """Whether a record can be of a repetition: positions went back, and rise again as they did, until they are where they were."""
+        """Whether a record can be of a repetition: positions went back, and rise again as they did, to where they were."""
         recent = self._recent
         if not (self._repeated and self._repeat_at < len(recent) and recent[self._repeat_at] == record.position):
             self._repeat_at = bisect_left(recent, record.position)
@@ -358,7 +269,7 @@ class Walk:
         self._repeated.clear()
 
     def _duplicate(self, event: Expected, record: Found) -> None:
-        differs = _differences(event, record)
+        differs = differences(event, record)
         self._add(
             "duplicated",
             record,
@@ -369,7 +280,7 @@ class Walk:
     def _compare(self, event: Expected, record: Found) -> None:
         if record.late:
             record = record._replace(headers=[each for each in record.headers if each[0] not in LATE_HEADERS])
-        if _differences(event, record):
+        if differences(event, record):
             self._alter(event, record)
 
     def _alter(self, event: Expected, record: Found) -> None:
@@ -377,7 +288,7 @@ class Walk:
         self._name(
             Finding(
                 "altered", self.topic, self.partition, record.offset, record.position, event.event_id,
-                f"another {_differences(event, record)}", digest_of(event), digest_of(record),
+                f"another {differences(event, record)}", digest_of(event), digest_of(record),
             )
         )  # fmt: skip
 
@@ -427,47 +338,3 @@ class Walk:
             if each.offset <= last_kept
         }
         return None
-
-
-def sorted_part(values: Sequence[int]) -> list[int]:
-    """Return the indices of a longest strictly rising subsequence.
-
-    Source: https://en.wikipedia.org/wiki/Longest_increasing_subsequence#Efficient_algorithms
-    """
-    tails: list[int] = []  # the least value that ends a rising sequence of each length
-    ends: list[int] = []  # its index
-    before: list[int] = []
-    for number, value in enumerate(values):
-        length = bisect_left(tails, value)
-        before.append(ends[length - 1] if length else -1)
-        if length == len(tails):
-            tails.append(value)
-            ends.append(number)
-        else:
-            tails[length], ends[length] = value, number
-    part, number = [], ends[-1] if ends else -1
-    while number >= 0:
-        part.append(number)
-        number = before[number]
-    return part[::-1]
-
-
-def digest_of(record: Expected | Found) -> str:
-    """Return the SHA-256 (hex) of a record's key, value and headers, each with its length before it."""
-    digest = hashlib.sha256()
-    for part in (record.key, record.value, *(part for name, value in record.headers for part in (name.encode(), value))):
-        digest.update((-1 if part is None else len(part)).to_bytes(4, "big", signed=True))
-        digest.update(part or b"")
-    return digest.hexdigest()
-
-
-def _differences(event: Expected, record: Found) -> str:
-    """Return what of a record is not as expected: "" if nothing."""
-    said = [name for name in ("key", "value") if getattr(event, name) != getattr(record, name)]
-    if record.late:
-        record = record._replace(headers=[each for each in record.headers if each[0] not in LATE_HEADERS])
-    if list(event.headers) != list(record.headers):
-        wanted, has = dict(event.headers), dict(record.headers)
-        names = sorted(name for name in wanted.keys() | has.keys() if wanted.get(name, 0) != has.get(name, 0))
-        said.append(f"header {', '.join(names)}" if names else "order of headers")
-    return " and ".join(said)

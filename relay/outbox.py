@@ -195,8 +195,8 @@ async def trim_outbox(
     """Empty the tables of which all is published, and return which.
 
     What is published is what the cursors on Kafka say; `reached`, where the relay says that it is, only spares a look at them.
-    That the outbox is the one that was published is checked first. A table is emptied in one transaction: a crash before or behind
-    it leaves nothing half done.
+    That the outbox is the one that was published is checked first. A table is emptied in one transaction: a crash leaves nothing
+    half done.
 
     Raises:
         IntegrityError: the outbox is not the one that was published.

@@ -10,7 +10,7 @@ import msgspec
 
 from ..schemas import EventspineError, SettingsError, Unavailable
 from ..schemas.kafka import KafkaAccess
-from .cursor import TOPIC_SETTINGS, Cursor, begin, cursor_topic, read_cursors
+from .cursor import TOPIC_SETTINGS, begin, cursor_topic, read_cursors
 from .publisher import Record, TransactionalPublisher
 from .publishing import publishing
 from .shard import transactional_id
@@ -68,7 +68,7 @@ async def _close(kafka: str | KafkaAccess, prefix: str, name: str, number: int, 
             return
         cursor, before = begin(cursors, name, number, generation)
         passed = max((each.position for each in before), default=0)
-        if before and (cursors.get((name, number), Cursor(0, "")).generation != generation or cursor.position < passed):
+        if cursor.position < passed or cursor.retrying:
             raise EventspineError(
                 f"shard {number} has not come to position {passed} yet, where the change of shards before this one ends: let the "
                 "relay run until it has (`eventspine relay resume`), then change the number again"

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..schemas import Event, EventType, PinnedType, SettingsError, StoredEvent, Upcaster, schema_id_of
+from ..schemas import Event, EventspineError, EventType, PinnedType, SettingsError, StoredEvent, Upcaster, schema_id_of
 from ..schemas.cloudevents import Header, HeaderWriter
 from ..schemas.codec import Codec
 from ..schemas.envelope import PinnedEnvelope, envelop
@@ -19,7 +19,7 @@ from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
 from .routing import Routing, apply, check_topic, key_of, matches, patterns_of, topic_name, unmatched
 
-__all__ = ["SUBJECT_NAMES", "VALUE_FORMATS", "Routed", "Router", "check_options"]
+__all__ = ["SUBJECT_NAMES", "VALUE_FORMATS", "Misrouted", "Routed", "Router", "check_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,18 @@ class Routed(NamedTuple):
     key: bytes
     value: bytes
     headers: list[Header]
+
+
+class Misrouted(EventspineError):
+    """Report that an event can't be published, whose place is known all the same: its shard has to park it.
+
+    Attributes: `topic`, `key`.
+    """
+
+    def __init__(self, said: str, *, topic: str, key: bytes) -> None:
+        super().__init__(said)
+        self.topic = topic
+        self.key = key
 
 
 class _Plan(NamedTuple):
@@ -200,7 +212,13 @@ class Router:
         if not plan.published:
             return None
         if plan.decodes:
-            return self._by_functions(stored, plan)
+            try:
+                return self._by_functions(stored, plan)
+            except Exception as error:
+                if not self.by_stream:
+                    raise
+                topic, key = self._topic_by_kind(stored.stream_type, stored.event_type), stored.stream_id.encode()
+                raise Misrouted(f"{type(error).__name__}: {error}", topic=topic, key=key) from error
         topic = self._fixed[stored.stream_type, stored.event_type] = self._topic_by_kind(stored.stream_type, stored.event_type)
         return self._routed(topic, stored.stream_id.encode(), stored)
 

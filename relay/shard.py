@@ -145,10 +145,12 @@ class Shard:
                 except Refused as refused:
                     # Which record it is, is found by halving; one that is refused alone is parked.
                     logger.info("a batch is refused: %s", refused.reason, extra={"shard": self.number, "events": self._limit})
-                    self._limit = max(1, self._limit // 2)
-                    if not sender.usable:
+                    max_bytes = self._topics.max_message_bytes
+                    await self._topics.check()
+                    if not sender.usable or self._topics.max_message_bytes < max_bytes:
                         raise _BeginAnew from refused
-                    cursor = self._written
+                    # What was routed ahead may have set streams aside that are not noted as parked.
+                    cursor, self._parked = self._written, await self._rows.parked_streams()
             if cursor.position > self._written.position:
                 await self._send(sender, Batch([], [], [], cursor), even_if_empty=True)
 
@@ -172,6 +174,7 @@ class Shard:
             check_link(each, await self._log.digest_of_link(each.link))
         if cursor.unparked:  # the last life may have died between Kafka's commit and this
             await self._rows.unpark(cursor.unparked)
+            cursor = msgspec.structs.replace(cursor, unparked=())
         self._written = cursor
         self.position = cursor.position
         self._linked_at = float("-inf")
@@ -265,14 +268,14 @@ class Shard:
         """Publish a batch. What is parked is noted first: should we die in between, it is noted again."""
         await self._rows.park(self.number, batch.parked)
         passed = batch.cursor.position - self._written.position
-        if batch.records or even_if_empty or passed >= _UNWRITTEN_EVENTS:
+        if batch.records or batch.parked or even_if_empty or passed >= _UNWRITTEN_EVENTS:
             cursor = await self._with_link(batch.cursor)
             try:
                 await sender.send(batch.records, self._cursor_record(cursor))
             except Refused as refused:
-                if len(batch.records) > 1:
-                    raise
-                await self._park([batch.sources[0]], refused.reason)
+                self._limit = max(1, min(self._limit, passed) // 2)
+                if len(batch.records) == 1:
+                    await self._park(batch.sources, refused.reason)
                 raise
             self._written = cursor
             self.published.count += len(batch.records)
@@ -292,10 +295,11 @@ class Shard:
     async def _retry_parked(self, sender: Publishing, cursor: Cursor) -> Cursor:
         """Publish parked streams that somebody asked to try again, each in order, in a transaction; what fails is parked again.
 
-        Their records come behind records of higher positions, and say so in headers; see `late_headers`.
+        Their records come behind records of higher positions, and say so in headers; see `late_headers`. What lies behind the
+        cursor waits for it: a life that ended between parking and moving the cursor leaves such, and they will be read again.
         """
         rows = await self._rows.parked_to_retry()
-        events = await self._log.read_stored_at([position for position, _ in rows])
+        events = await self._log.read_stored_at([position for position, _ in rows if position <= cursor.position])
         streams: dict[str, list[Stored]] = {}
         for event in events:
             streams.setdefault(event.stream_id, []).append(event)
@@ -312,23 +316,22 @@ class Shard:
         mine = batch.sources  # the others are other shards': a stream whose events have keys of their own has several
         if not mine:
             return cursor
-        try:
-            return await self._send_late(sender, cursor, batch, [each.global_position for each in mine])
-        except Refused as refused:
-            if not sender.usable:
-                await self._park(mine, refused.reason)
-                raise _BeginAnew from refused
-            if len(mine) == 1:
-                await self._park(mine, refused.reason)
-                return cursor
-            for number, event in enumerate(mine):  # one by one, up to the one that is refused
-                cursor_then = cursor
-                cursor = await self._retry_stream(sender, cursor, [event])
-                if cursor is cursor_then:
-                    behind = [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in mine[number + 1 :]]
-                    await self._rows.park(self.number, behind)
+        # Without transactions each goes alone: of several, some may be published when one is refused.
+        at_once = 1 if self._options.delivery == "at-least-once" else len(mine)
+        while mine:
+            now = Batch(batch.records[:at_once], mine[:at_once], [], cursor)
+            try:
+                cursor = await self._send_late(sender, cursor, now, [each.global_position for each in now.sources])
+            except Refused as refused:
+                if at_once == 1:
+                    await self._park(mine, refused.reason)
+                    if not sender.usable:
+                        raise _BeginAnew from refused
                     return cursor
-            return cursor
+                at_once = at_once // 2
+            else:
+                batch, mine = batch._replace(records=batch.records[at_once:]), mine[at_once:]
+        return cursor
 
     def _goes_nowhere(self, event: Stored) -> bool:
         try:
@@ -344,8 +347,9 @@ class Shard:
         """
         done = tuple(numbered)
         numbers = {position: number for number, position in enumerate(done, cursor.late + 1)}
+        published_after = max(cursor.position, *self._floors, 0)
         late = [
-            record._replace(headers=[*record.headers, *late_headers(cursor.position, numbers[event.global_position])])
+            record._replace(headers=[*record.headers, *late_headers(published_after, numbers[event.global_position])])
             for record, event in zip(batch.records, batch.sources, strict=True)
         ]
         linked = await self._with_link(cursor)
@@ -355,10 +359,10 @@ class Shard:
             await sender.send([], self._cursor_record(before), durable=True)
             self._written = before
         await sender.send(late, self._cursor_record(after), durable=True)
-        self._written = after
+        self._written = msgspec.structs.replace(after, unparked=())
         self.published.count += len(late)
         await self._rows.unpark(done)
-        return msgspec.structs.replace(after, unparked=())
+        return self._written
 
     async def _finish_late(self, sender: Publishing, cursor: Cursor) -> Cursor:
         """Publish once more, under the same numbers, what the last life was publishing late when it ended.

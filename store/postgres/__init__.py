@@ -3,6 +3,16 @@
 from .group import WorkerGroup
 from .log import PostgresLog
 from .migrate import grant_application, grant_relay, migrate
+from .outbox import Message, PostgresOutbox
 from .store import PostgresEventStore
 
-__all__ = ["PostgresEventStore", "PostgresLog", "WorkerGroup", "grant_application", "grant_relay", "migrate"]
+__all__ = [
+    "Message",
+    "PostgresEventStore",
+    "PostgresLog",
+    "PostgresOutbox",
+    "WorkerGroup",
+    "grant_application",
+    "grant_relay",
+    "migrate",
+]

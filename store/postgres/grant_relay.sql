@@ -5,3 +5,4 @@ GRANT SELECT ON events, links, event_types, eventspine_migrations, registry_sett
 GRANT SELECT, INSERT ON schemas, subjects, envelopes TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON relays, relay_shards, relay_workers, relay_topics, relay_parked TO {role};
 GRANT SELECT, TRUNCATE ON outbox, outbox_0, outbox_1, outbox_2 TO {role};
+GRANT SELECT, INSERT ON outbox_relay TO {role};

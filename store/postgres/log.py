@@ -98,8 +98,8 @@ class PostgresLog:
         async with translated():
             rows = await self._pool.fetch(_READ_FOLLOWING, position, position + limit, max_bytes)
         if rows and rows[0][0] == position:
-            return rows[0][1], [StoredEvent(*row) for row in rows[1:]]
-        return None, [StoredEvent(*row) for row in rows]
+            return rows[0][1], list(map(StoredEvent._make, rows[1:]))
+        return None, list(map(StoredEvent._make, rows))
 
     async def read_stored_at(self, positions: Sequence[int]) -> list[StoredEvent]:
         """Return the events at positions, in order, as stored."""

@@ -12,7 +12,10 @@ __all__ = ["grant_application", "grant_relay", "migrate"]
 
 _PACKAGE = "eventspine.store.postgres"
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
-FUNCTIONS = ("event_digest", "link_events", "find_events", "seal_events", "find_events_backwards", "append_events")
+FUNCTIONS = (
+    *("event_digest", "link_events", "find_events", "seal_events", "find_events_backwards", "append_events"),
+    *("send_messages", "trim_outbox"),
+)
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 0)"
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS eventspine_migrations (

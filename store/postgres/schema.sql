@@ -217,10 +217,10 @@ CREATE TABLE relay_parked (
 
 CREATE INDEX relay_parked_stream_idx ON relay_parked (relay_id, stream_id, global_position);
 
--- Messages that are no events, recorded in the transaction of the caller's rows. Three tables in turn: what is published is
--- trimmed by TRUNCATE, a table at a time, never row by row.
+-- Messages that are no events, recorded in the transaction of the caller's rows. Three tables: a full one gives way to an empty one,
+-- and is emptied by TRUNCATE when all in it is published, never row by row. Each holds consecutive positions.
 CREATE TABLE outbox (
-    slot       smallint    NOT NULL,                -- (position / 100000) % 3
+    slot       smallint    NOT NULL,                -- which table; send_messages() chooses it
     position   bigint      NOT NULL,                -- 1, 2, … in the outbox
     message_id uuid        NOT NULL,
     topic      text        NOT NULL,
@@ -228,12 +228,22 @@ CREATE TABLE outbox (
     value      bytea       NOT NULL,
     headers    jsonb       NOT NULL,                -- {"name": "text", …}
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT outbox_pkey PRIMARY KEY (slot, position)
+    CONSTRAINT outbox_pkey PRIMARY KEY (position, slot)
 ) PARTITION BY LIST (slot);
 
 CREATE TABLE outbox_0 PARTITION OF outbox FOR VALUES IN (0);
 CREATE TABLE outbox_1 PARTITION OF outbox FOR VALUES IN (1);
 CREATE TABLE outbox_2 PARTITION OF outbox FOR VALUES IN (2);
+
+-- The one relay that publishes the outbox: who comes with another prefix or name runs it under this one, so that no message is
+-- published twice.
+CREATE TABLE outbox_relay (
+    one          boolean NOT NULL DEFAULT true,
+    topic_prefix text    NOT NULL,
+    name         text    NOT NULL,
+    CONSTRAINT outbox_relay_pkey PRIMARY KEY (one),
+    CONSTRAINT outbox_relay_one_check CHECK (one)
+);
 
 -- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -34,6 +34,7 @@ from .appender import Appender
 from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_of, prepare, recorded
 from .bulk import Imported, import_events
 from .log import PostgresLog
+from .outbox import PostgresOutbox
 from .subscription import Following, PostgresSubscription
 
 __all__ = ["PostgresEventStore"]
@@ -91,6 +92,7 @@ class PostgresEventStore:
         self._as_written = as_written
         self._registry = registry
         self.log = PostgresLog(pool, registry=registry)
+        self.outbox = PostgresOutbox(pool, max_message_bytes=max_event_bytes)
         self.pool = self._pool = pool
         self._codec = Codec()
         self._keys = KeyRing(pool, keep_s=keep_keys_s)
@@ -175,6 +177,19 @@ class PostgresEventStore:
                 "the stream is named twice; give its events in one StreamAppend", stream_id=min(map(str, repeated))
             )
         return await self._append(appends, condition, connection)
+
+    async def encode(self, event_type: str, data: Mapping[str, Any], *, schema_version: int = 0) -> bytes:
+        """Return data as Avro in Confluent's wire format, by a registered type: the value of a message that is no event.
+
+        Raises:
+            InvalidEvent: the data does not fit, the type is unknown, or it has personal fields, which nothing would encrypt here.
+        """
+        if not self._codec.knows(event_type, schema_version):
+            await self._load_types()
+        known = self._codec.event_type(event_type, schema_version)
+        if known is not None and known.personal:
+            raise InvalidEvent("it has personal fields: send a type without them, or append an event", event_type=event_type)
+        return self._codec.encode(event_type, schema_version, data).payload
 
     async def import_events(
         self,

@@ -60,7 +60,7 @@ def test_a_document_of_no_events_is_valid(validator: Draft7Validator) -> None:
         lambda document: document["operations"]["publishRefund"].update(action="shout"),
         lambda document: document["components"]["messages"]["OrderPaid.v1"]["payload"]["schema"].update(type="recrd"),
         lambda document: document["components"]["correlationIds"]["conversation"].update(location="header"),
-        lambda document: document["components"]["messageBindings"]["keyedByStream"]["kafka"].update(schemaIdLocation="key"),
+        lambda document: document["components"]["messageBindings"]["keyed"]["kafka"].update(schemaIdLocation="key"),
         lambda document: document.pop("info"),
     ],
 )

@@ -60,9 +60,17 @@ CREATE TABLE outbox (
     value      bytea       NOT NULL,
     headers    jsonb       NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT outbox_pkey PRIMARY KEY (slot, position)
+    CONSTRAINT outbox_pkey PRIMARY KEY (position, slot)
 ) PARTITION BY LIST (slot);
 
 CREATE TABLE outbox_0 PARTITION OF outbox FOR VALUES IN (0);
 CREATE TABLE outbox_1 PARTITION OF outbox FOR VALUES IN (1);
 CREATE TABLE outbox_2 PARTITION OF outbox FOR VALUES IN (2);
+
+CREATE TABLE outbox_relay (
+    one          boolean NOT NULL DEFAULT true,
+    topic_prefix text    NOT NULL,
+    name         text    NOT NULL,
+    CONSTRAINT outbox_relay_pkey PRIMARY KEY (one),
+    CONSTRAINT outbox_relay_one_check CHECK (one)
+);

@@ -212,13 +212,13 @@ class Walk:
             else:
                 self._miss(passed)
         if not expected:
-            return "expected" if not self.finished else self._never(record)
-        return None if expected[0].position == record.position else self._never(record)
-
-    def _never(self, record: Found) -> None:
-        """The log said that the event belongs here, and then did not bring it: it changed while it was read."""
-        self.records.popleft()
+            if not self.finished:
+                return "expected"
+        elif expected[0].position == record.position:
+            return None
+        self.records.popleft()  # the log said that the event belongs here, and then did not bring it
         self._add("foreign", record, "the log had this event, and no longer has it")
+        return None
 
     def _take_late(self, event: Expected, record: Found) -> None:
         """Take a record that says of itself that it comes late: fine, if it fills a hole, or one that the walk will come to."""

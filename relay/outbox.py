@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from ..schemas import SettingsError, Unavailable
+from ..schemas.cloudevents import Header
 from ..schemas.retry import Backoff
 from ..store.postgres.outbox import TRIMMED, PostgresOutbox, Slot, StoredMessage
 from .cursor import begin, check_history, cursor_topic, read_cursors
@@ -42,6 +43,14 @@ class OutboxRouter:
 
     async def prepare(self, messages: Sequence[StoredMessage], /) -> None:
         """Do nothing: a message's bytes are ready."""
+
+    @property
+    def plan(self) -> Callable[[StoredMessage], Routed]:
+        return self.route
+
+    @property
+    def headers(self) -> Callable[[StoredMessage], list[Header]]:
+        return lambda message: self.route(message).headers or []
 
     def route(self, message: StoredMessage, /) -> Routed:
         """Return the record of a message.
@@ -174,9 +183,9 @@ class OutboxRelay:
 
     async def _keep_trimming(self, relay: Relay, prefix: str, name: str) -> None:
         rows = RelayState(self._outbox.pool, relay_id(prefix, name), lease_s=self._lease_s)
-        while True:
+        while not self._stop.is_set():
             await self._pause(self._trim_every_s)
-            if 0 not in relay.shards or relay.state != "publishing":
+            if self._stop.is_set() or 0 not in relay.shards or relay.state != "publishing":
                 continue
             try:
                 await trim_outbox(self._outbox, self._kafka, rows, prefix=prefix, name=name, reached=relay.position)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -26,11 +26,11 @@ class Publishing:
     async def start(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.start)
 
-    async def send(self, records: Sequence[Record], cursor: Record, *, durable: bool = False) -> None:
+    async def send(self, records: Iterable[Record], cursor: Record, *, durable: bool = False) -> None:
         """Publish records and the cursor; see `Publisher.publish`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, records, cursor, durable)
 
-    def _publish(self, records: Sequence[Record], cursor: Record, durable: bool) -> None:
+    def _publish(self, records: Iterable[Record], cursor: Record, durable: bool) -> None:
         self._publisher.publish(records, cursor, durable=durable)
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
 
 from ..schemas.kafka import KafkaAccess, client_settings, translated_kafka
 from ..store.postgres.log import PostgresLog
 from .cursor import begin, check_history, check_link, cursor_topic, read_cursors
+from .offsets import next_offsets
 from .state import RelayState
 
 __all__ = ["Reached", "read_reached"]
@@ -57,20 +57,15 @@ async def read_reached(log: PostgresLog, kafka: str | KafkaAccess, state: RelayS
 
 
 def _settle(kafka: str | KafkaAccess, topic: str) -> None:
-    """Wait until what is in a topic can be read: a commit is acknowledged before each partition says so.
+    """Wait until what is in a topic can be read; see `next_offsets`.
 
     Not for long: behind a transaction whose producer died nothing can be read, and older cursors will do.
     """
     admin, deadline = AdminClient(client_settings(kafka)), time.monotonic() + _SETTLE_WITHIN_S
     with translated_kafka("to look at the relay's cursors"):
-        partitions = [TopicPartition(topic, number) for number in admin.list_topics(topic, timeout=30).topics[topic].partitions]
-
-        def ends(level: IsolationLevel) -> dict[TopicPartition, int]:
-            told = admin.list_offsets(dict.fromkeys(partitions, OffsetSpec.latest()), isolation_level=level, request_timeout=30)
-            return {partition: int(future.result(40).offset) for partition, future in told.items()}
-
-        wanted = ends(IsolationLevel.READ_UNCOMMITTED) if partitions else {}
-        while any(end < wanted[partition] for partition, end in (ends(IsolationLevel.READ_COMMITTED) if wanted else {}).items()):
+        partitions = [(topic, number) for number in admin.list_topics(topic, timeout=30).topics[topic].partitions]
+        wanted = next_offsets(admin, partitions, committed=False)
+        while any(end < wanted[each] for each, end in next_offsets(admin, partitions, committed=True).items()):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)

@@ -19,7 +19,7 @@ from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
 from .routing import Routing, apply, check_topic, key_of, matches, patterns_of, topic_name, unmatched
 
-__all__ = ["SUBJECT_NAMES", "VALUE_FORMATS", "Misrouted", "Routed", "Router", "check_options"]
+__all__ = ["LATER", "SUBJECT_NAMES", "VALUE_FORMATS", "Misrouted", "Routed", "Router", "check_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ class Routed(NamedTuple):
     headers: list[Header]
 
 
+LATER: Final[list[Header]] = []
+"""In place of headers: they are made when the record is published, by `Router.headers`."""
+
+
 class Misrouted(EventspineError):
     """Report that an event can't be published, whose place is known all the same: its shard has to park it.
 
@@ -78,7 +82,8 @@ class Router:
     the program declares: functions of the routing see events as these say.
 
     `route(event)` returns the record of an event, None if it is not published, and raises whatever makes that impossible. Give it
-    events that `prepare` has seen.
+    events that `prepare` has seen. `plan(event)` may leave the headers to `headers(event)`: made at the last moment, the many
+    small objects of a batch need not all be there at once.
     """
 
     def __init__(
@@ -97,9 +102,11 @@ class Router:
         routing = routing or Routing()
         self._by_rule = routing != Routing()
         self.route: Callable[[StoredEvent], Routed | None] = self._by_rules if self._by_rule else self._by_default
+        self.plan = self.route if self._by_rule or value_format == "envelope" else self._plan_by_default
         self._log = log
         self._prefix = prefix
         self._headers = HeaderWriter(source)
+        self.headers = self._headers.headers
         self._enveloped = value_format == "envelope"
         self._subject_of = SUBJECT_NAMES[subject_strategy]
         self._topics: dict[str, str] = {}
@@ -203,6 +210,12 @@ class Router:
         if self._enveloped:
             return Routed(topic, event.stream_id.encode(), *envelop(event, self._envelopes[schema_id_of(event.payload)].header))
         return Routed(topic, event.stream_id.encode(), event.payload, self._headers.headers(event))
+
+    def _plan_by_default(self, event: StoredEvent) -> Routed | None:
+        topic = self._topics.get(event.stream_type)
+        if topic is None:
+            topic = self._topics[event.stream_type] = topic_of(event.stream_type, self._prefix)
+        return Routed(topic, event.stream_id.encode(), event.payload, LATER)
 
     def _by_rules(self, stored: StoredEvent) -> Routed | None:
         topic = self._fixed.get((stored.stream_type, stored.event_type))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,6 +16,7 @@ from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
 from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, check_link, cursor_topic, next_cursor, read_cursors
 from .publisher import IdempotentPublisher, Publisher, Record, Refused, TransactionalPublisher
 from .publishing import Publishing, publishing
+from .router import LATER
 from .state import Parked, Rate, RelayState, ShardReport
 from .topics import Topics
 
@@ -249,7 +250,7 @@ class Shard:
             built = build_batch(
                 events,
                 cursor,
-                route=self._router.route,
+                route=self._router.plan,
                 partitions=self._topics.partitions,
                 shard=self.number,
                 shards=self._shards,
@@ -271,7 +272,7 @@ class Shard:
         if batch.records or batch.parked or even_if_empty or passed >= _UNWRITTEN_EVENTS:
             cursor = await self._with_link(batch.cursor)
             try:
-                await sender.send(batch.records, self._cursor_record(cursor))
+                await sender.send(self._dressed(batch), self._cursor_record(cursor))
             except Refused as refused:
                 self._limit = max(1, min(self._limit, passed) // 2)
                 if len(batch.records) == 1:
@@ -335,7 +336,7 @@ class Shard:
 
     def _goes_nowhere(self, event: Stored) -> bool:
         try:
-            return self._router.route(event) is None
+            return self._router.plan(event) is None
         except Exception:  # it is parked anew for that
             return False
 
@@ -350,7 +351,7 @@ class Shard:
         published_after = max(cursor.position, *self._floors, 0)
         late = [
             record._replace(headers=[*record.headers, *late_headers(published_after, numbers[event.global_position])])
-            for record, event in zip(batch.records, batch.sources, strict=True)
+            for record, event in zip(self._dressed(batch), batch.sources, strict=True)
         ]
         linked = await self._with_link(cursor)
         after = msgspec.structs.replace(linked, unparked=done, late=cursor.late + len(done), retrying=())
@@ -381,6 +382,19 @@ class Shard:
         except Refused as refused:
             self._given_up = cursor.retrying
             raise _BeginAnew from refused
+
+    def _dressed(self, batch: Batch) -> Iterator[Record]:
+        """Return the records with their headers, each made when it is asked for."""
+        headers_of = self._router.headers
+        for record, source in zip(batch.records, batch.sources, strict=True):
+            if record.headers is not LATER:
+                yield record
+                continue
+            try:
+                headers = headers_of(source)
+            except (ValueError, TypeError) as error:  # found alone by halving, then parked
+                raise Refused(f"the headers of the event at position {source.global_position} can't be made: {error}") from error
+            yield Record(record.topic, record.partition, record.key, record.value, headers)
 
     async def _with_link(self, cursor: Cursor) -> Cursor:
         """Add a link of the hash chain to a cursor: any that is not old will do, so it is looked up now and then."""

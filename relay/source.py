@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 
 if TYPE_CHECKING:
+    from ..schemas.cloudevents import Header
     from ..store.postgres.log import AppendSignal
     from .router import Routed
 
@@ -64,8 +65,16 @@ class Routes(Protocol):
     async def prepare(self, events: Sequence[Any], /) -> None:
         """Get ready to route these."""
 
-    def route(self, event: Any, /) -> Routed | None:
-        """Return the record of what was prepared, None if it is not published. Whatever it raises parks the event's stream."""
+    @property
+    def plan(self) -> Callable[[Any], Routed | None]:
+        """What returns the record of what was prepared, None if it is not published. Whatever it raises parks the event's stream.
+
+        Its headers may be `LATER`: then they are those that `headers` returns.
+        """
+
+    @property
+    def headers(self) -> Callable[[Any], list[Header]]:
+        """What returns the headers of the record of an event, when it is published."""
 
     async def list_subjects(self) -> None:
         """Do what has to be done between routing and publishing."""

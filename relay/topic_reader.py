@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from ..schemas import Unavailable
 from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
 from .compared import Found
+from .offsets import first_offsets, next_offsets
 
 __all__ = ["Extent", "PartitionId", "TopicReader", "found_of"]
 
@@ -58,17 +59,13 @@ class TopicReader:
     def start(self, partitions: Iterable[PartitionId]) -> None:
         """Note where partitions begin and end, and begin to read.
 
-        The end is that of all records, also of transactions that are not through: a commit is acknowledged before each partition
-        says so, and what a cursor calls published may be committed and not readable for a moment. It is waited for.
+        The end is that of all records: what a cursor calls published may not be readable yet, and is waited for.
         """
         with translated_kafka(_DOING):
-            admin, each_of = AdminClient(client_settings(self._kafka)), {TopicPartition(*each): each for each in partitions}
-            lows = self._offsets(admin, each_of, OffsetSpec.earliest())
-            highs = self._offsets(admin, each_of, OffsetSpec.latest())
-            for each in each_of.values():
-                self.extents[each] = Extent(lows[each], highs[each])
-                if lows[each] >= highs[each]:
-                    self.ended.add(each)
+            admin, chosen = AdminClient(client_settings(self._kafka)), list(partitions)
+            lows, highs = first_offsets(admin, chosen), next_offsets(admin, chosen, committed=False)
+            self.extents = {each: Extent(lows[each], highs[each]) for each in chosen}
+            self.ended = {each for each in chosen if lows[each] >= highs[each]}
             left = self.extents.keys() - self.ended
             self._consumer.assign([TopicPartition(*each, self.extents[each].low) for each in left])
 
@@ -107,13 +104,6 @@ class TopicReader:
     def close(self) -> None:
         self._consumer.close()
 
-    def _offsets(
-        self, admin: AdminClient, partitions: Mapping[TopicPartition, PartitionId], spec: OffsetSpec
-    ) -> dict[PartitionId, int]:
-        asked = dict.fromkeys(partitions, spec)
-        told = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=self._timeout_s)
-        return {partitions[each]: int(future.result(2 * self._timeout_s).offset) for each, future in told.items()}
-
     def _pause(self, wanted: set[PartitionId]) -> None:
         """Pause these, and no others. What ended stays paused: it may go on growing."""
         wanted |= self.ended & self.extents.keys()
@@ -136,7 +126,7 @@ def found_of(message: Message) -> Found:
         elif name == "ce_latenumber":
             late = _number(value)
     key, value = message.key(), message.value()
-    return Found(message.offset() or 0, position, late, key or b"", value or b"", headers)  # type: ignore[arg-type]
+    return Found(message.offset() or 0, position, late, key or b"", value or b"", headers)
 
 
 def _number(value: bytes | None) -> int:

@@ -1,0 +1,223 @@
+"""Publish events once more, into a topic of one's choice: exactly once, and resumable without a cursor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from ..schemas import EventspineError, IntegrityError, SettingsError, StoredEvent, Unavailable
+from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
+from ..schemas.postgres import load_sql, translated
+from ..store.postgres.log import PostgresLog
+from .cursor import cursor_topic
+from .partition import partition_of
+from .publisher import Record, TransactionalPublisher
+from .publishing import publishing
+from .router import Router
+from .topic_reader import found_of
+from .topics import TopicSettings, ensure_topic
+
+__all__ = ["Republished", "last_position", "replay", "republish"]
+
+_RELAYS_OF_TOPIC = load_sql("eventspine.relay", "sql/relays_of_topic")
+
+_BATCH_BYTES: Final = 16_000_000
+_DOING: Final = "to see how far the topic is"
+
+
+class Republished(NamedTuple):
+    """Up to which position earlier runs had come, how far this one came, and how many records it published."""
+
+    before: int
+    position: int
+    records: int
+
+
+async def replay(
+    log: PostgresLog,
+    kafka: str | KafkaAccess,
+    *,
+    router: Router,
+    prefix: str,
+    name: str,
+    topic: str,
+    from_position: int,
+    to_position: int | None = None,
+    categories: Collection[str] = (),
+    event_types: Collection[str] = (),
+    settings: TopicSettings | None = None,
+    batch_events: int = 20_000,
+    on_progress: Callable[[Republished, int], None] = lambda *_: None,
+) -> Republished:
+    """Publish the events from one position to another, both included, as the relay does, but all into one topic.
+
+    Call it again after it was killed: it goes on behind the last event that the topic has. A topic that is missing is made.
+    `to_position` None means the end of the log as it is now; `categories` and `event_types` take those only.
+
+    Raises:
+        SettingsError: the topic is one that a relay writes to, or the positions make no sense.
+        IntegrityError: the topic has records that are not the relay's.
+        EventspineError: an event can't be published.
+        Unavailable: Kafka or Postgres is away.
+    """
+    end = await log.last_position()
+    to = end if to_position is None else to_position
+    if not 1 <= from_position <= to <= end:
+        raise SettingsError(f"positions {from_position} to {to}: the log has 1 to {end}")
+    async with translated():
+        relays = [row["relay_id"] for row in await log.pool.fetch(_RELAYS_OF_TOPIC, topic)]
+    if relays or topic == cursor_topic(prefix):
+        raise SettingsError(f"topic {topic} is relay {', '.join(relays) or prefix + name}'s own: replay into another one")
+    partitions = await asyncio.to_thread(_ensure, kafka, topic, settings or TopicSettings())
+
+    def record_of(event: StoredEvent) -> Record | None:
+        if (categories and event.stream_type not in categories) or (event_types and event.event_type not in event_types):
+            return None
+        routed = router.route(event)
+        if routed is None:
+            return None
+        return Record(topic, partition_of(routed.key, partitions), routed.key, routed.value, routed.headers)
+
+    return await republish(
+        log,
+        kafka,
+        router=router,
+        topic=topic,
+        transactional_id=f"{prefix}{name}.replay.{topic}",
+        after=from_position - 1,
+        to=to,
+        record_of=record_of,
+        batch_events=batch_events,
+        on_progress=on_progress,
+    )
+
+
+async def republish(
+    log: PostgresLog,
+    kafka: str | KafkaAccess,
+    *,
+    router: Router,
+    topic: str,
+    transactional_id: str,
+    after: int,
+    to: int,
+    record_of: Callable[[StoredEvent], Record | None],
+    batch_events: int = 20_000,
+    on_progress: Callable[[Republished, int], None] = lambda *_: None,
+) -> Republished:
+    """Publish what `record_of` makes of the events behind `after` up to `to`, in order, a transaction for each batch.
+
+    First whoever did the same before is fenced, which ends its transaction; then the highest position in the topic says how far
+    it came: transactions are in order, so everything before is there.
+    """
+    async with publishing(lambda: TransactionalPublisher(kafka, transactional_id)) as sender:
+        await sender.start()
+        before = await asyncio.to_thread(last_position, kafka, topic)
+        done = Republished(before, max(before, after), 0)
+        on_progress(done, to)
+        reading = asyncio.create_task(log.read_stored(done.position, batch_events, _BATCH_BYTES))
+        try:
+            while done.position < to:
+                events = [event for event in await reading if event.global_position <= to]
+                if not events:
+                    raise IntegrityError(
+                        f"the log ends at position {done.position}, before {to}: it was restored to an older state"
+                    )
+                position = events[-1].global_position
+                reading = asyncio.create_task(log.read_stored(position, batch_events, _BATCH_BYTES))
+                await router.prepare(events)
+                records = [record for event in events if (record := _made(record_of, event)) is not None]
+                if records:
+                    await router.list_subjects()
+                    await sender.send(records[:-1], records[-1])
+                done = Republished(before, position, done.records + len(records))
+                on_progress(done, to)
+        finally:
+            reading.cancel()
+    return done
+
+
+def _made(record_of: Callable[[StoredEvent], Record | None], event: StoredEvent) -> Record | None:
+    try:
+        return record_of(event)
+    except Exception as error:  # a user's function may raise anything
+        raise EventspineError(
+            f"the event at position {event.global_position} ({event.event_type} of stream {event.stream_id}) can't be published: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def last_position(kafka: str | KafkaAccess, topic: str, *, timeout_s: float = 60.0) -> int:
+    """Return the highest position of a topic's committed records, 0 if it has none. Blocks.
+
+    Looks at the last record of each partition: so for topics whose positions rise.
+
+    Raises:
+        IntegrityError: a record has no position.
+    """
+    consumer = Consumer(
+        client_settings(kafka)
+        | {
+            "group.id": "eventspine-replay",  # the client demands one; nothing is ever committed under it
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,
+        }
+    )
+    highest, back = 0, 16
+    try:
+        with translated_kafka(_DOING):
+            partitions = consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
+            extents = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=timeout_s) for n in partitions}
+            left = {number for number, (low, high) in extents.items() if low < high}
+            while left:  # the last records may be the marks of transactions only: look further back
+                starts = {number: max(extents[number][0], extents[number][1] - back) for number in left}
+                found = _last_in(consumer, topic, starts, timeout_s)
+                highest = max([highest, *found.values()])
+                left = {number for number in left - found.keys() if starts[number] > extents[number][0]}
+                back *= 64
+    finally:
+        consumer.close()
+    return highest
+
+
+def _last_in(consumer: Consumer, topic: str, starts: dict[int, int], timeout_s: float) -> dict[int, int]:
+    """Return the position of the last record of each partition that has one behind its start."""
+    consumer.assign([TopicPartition(topic, number, offset) for number, offset in starts.items()])
+    found: dict[int, int] = {}
+    open_ones = set(starts)
+    while open_ones:
+        message = consumer.poll(timeout_s)
+        if message is None:
+            raise Unavailable(f"topic {topic} was not read to its end in {timeout_s} s")
+        error, number = message.error(), message.partition() or 0
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            open_ones.discard(number)
+        elif error is not None:
+            raise kafka_error(error, _DOING)
+        else:
+            record = found_of(message)
+            if not record.position:
+                raise IntegrityError(f"{topic}[{number}] offset {record.offset} is no event: replay into a topic of its own")
+            found[number] = record.position
+    return found
+
+
+def _ensure(kafka: str | KafkaAccess, topic: str, settings: TopicSettings) -> int:
+    """Make a topic unless it is there; return its number of partitions."""
+    admin = AdminClient(client_settings(kafka))
+    retention = {"retention.ms": str(settings.retention_ms)}
+    ensure_topic(admin, topic, partitions=settings.partitions, replication=settings.replication, settings=retention)
+    for _ in range(600):
+        with translated_kafka(f"to look at topic {topic}"):
+            found = admin.list_topics(topic, timeout=30).topics[topic]
+        if found.error is None and found.partitions:
+            return len(found.partitions)
+        time.sleep(0.05)
+    raise Unavailable(f"topic {topic} was created and does not appear")

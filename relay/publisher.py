@@ -136,7 +136,7 @@ class Publisher:
 class TransactionalPublisher(Publisher):
     """Publishes each batch in a transaction together with the cursor: exactly once.
 
-    Two producers take turns, the second under `{transactional_id}.2`. A commit is acknowledged before its markers are written,
+    Two producers take turns, the second under `{transactional_id}#b`. A commit is acknowledged before its markers are written,
     and a producer that begins again in that moment is sent back for 20 ms; meanwhile the other one works. A turn begins when the
     commit before it is acknowledged, so at no time are both in a transaction whose outcome is open; and a successor fences both.
     """
@@ -151,7 +151,7 @@ class TransactionalPublisher(Publisher):
     ) -> None:
         timeout = {"transaction.timeout.ms": int(transaction_timeout_s * 1000)}
         super().__init__(kafka, max_batch_bytes=max_batch_bytes, **timeout, **{"transactional.id": transactional_id})
-        self._other = Producer(self._settings | timeout | {"transactional.id": f"{transactional_id}.2"})
+        self._other = Producer(self._settings | timeout | {"transactional.id": f"{transactional_id}#b"})
 
     def start(self, timeout_s: float = 60.0) -> None:
         """Fence whoever published under these transactional ids before, and end what they left open."""

@@ -48,7 +48,7 @@ class ShardOptions:
 
 def transactional_id(prefix: str, name: str, shard: int) -> str:
     """Return the id by which Kafka knows the producers of a shard, one after the other."""
-    return f"{prefix}{name}.{shard}" if shard else f"{prefix}{name}"
+    return f"{prefix}{name}#{shard}" if shard else f"{prefix}{name}"
 
 
 class _BeginAnew(Exception):

@@ -41,7 +41,8 @@ _numbers = itertools.count(1)
 class Figure:
     """One measured thing over several runs: ours and the rival's, in the unit given; more is better unless `less_is_better`.
 
-    `target` bounds ours ÷ rival: from below where more is better, else from above. It is reported, met or missed, never asserted.
+    `target` bounds ours ÷ rival: from below where more is better, else from above. `limit` bounds ours alone, in the unit. Both
+    are reported, met or missed, never asserted.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Figure:
     rival_title: str
     less_is_better: bool = False
     target: float | None = None
+    limit: float | None = None
     ours: list[float] = field(default_factory=list)
     rival: list[float] = field(default_factory=list)
 
@@ -56,8 +58,8 @@ class Figure:
         ours, rival = median(self.ours), median(self.rival)
         ratio = rival / ours if self.less_is_better else ours / rival
         return (
-            f"| {self.title} | {_figure(ours)} ({_figure(min(self.ours))} – {_figure(max(self.ours))}) | {self.rival_title} | "
-            f"{_figure(rival)} ({_figure(min(self.rival))} – {_figure(max(self.rival))}) | {self.unit} | {ratio:.1f} × |"
+            f"| {self.title} | {shown(ours)} ({shown(min(self.ours))} – {shown(max(self.ours))}) | {self.rival_title} | "
+            f"{shown(rival)} ({shown(min(self.rival))} – {shown(max(self.rival))}) | {self.unit} | {ratio:.1f} × |"
         )
 
     def row_with_target(self) -> str:
@@ -69,10 +71,12 @@ class Figure:
         return f"{start} {self.unit} | {ratio:.2f} | {self._verdict(ratio)} |"
 
     def _verdict(self, ratio: float) -> str:
-        if self.target is None:
-            return ""
-        met = ratio <= self.target if self.less_is_better else ratio >= self.target
-        return f"{'≤' if self.less_is_better else '≥'} {self.target:g}: {'met' if met else 'missed'}"
+        verdicts = []
+        for bound, seen, unit in ((self.target, ratio, ""), (self.limit, median(self.ours), f" {self.unit}")):
+            if bound is not None:
+                met = seen <= bound if self.less_is_better else seen >= bound
+                verdicts.append(f"{'≤' if self.less_is_better else '≥'} {bound:g}{unit}: {'met' if met else 'missed'}")
+        return ", ".join(verdicts)
 
 
 class Totals(Projection):
@@ -175,5 +179,6 @@ def create_topic(bootstrap: str, topic: str, partitions: int = 6) -> None:
     admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])[topic].result(30)
 
 
-def _figure(value: float) -> str:
+def shown(value: float) -> str:
+    """With three significant digits, or without decimals."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

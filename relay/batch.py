@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
+from ..schemas.cloudevents import Header
 from .cursor import Cursor
 from .partition import partition_of
 from .publisher import Record
@@ -96,10 +97,10 @@ def _shard_of_stream(stream_id: str, shards: int) -> int:
     return partition_of(stream_id.encode(), shards)
 
 
-def late_headers(published_after: int, number: int) -> list[tuple[str, str]]:
+def late_headers(published_after: int, number: int) -> list[Header]:
     """Return the headers of a record that comes behind records of higher positions.
 
     `number` counts the shard's late records. In a partition it only rises, as positions do among the other records: of what is
     there twice (after a crash, without transactions) readers drop the second by it.
     """
-    return [("ce_publishedafter", str(published_after)), ("ce_latenumber", str(number))]
+    return [("ce_publishedafter", b"%d" % published_after), ("ce_latenumber", b"%d" % number)]

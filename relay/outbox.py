@@ -67,7 +67,11 @@ class OutboxRouter:
             topic,
             key.encode(),
             value,
-            [*_read_headers.decode(headers).items(), ("message_id", message_id), ("message_position", str(position))],
+            [
+                *((name, text.encode()) for name, text in _read_headers.decode(headers).items()),
+                ("message_id", message_id.encode()),
+                ("message_position", b"%d" % position),
+            ],
         )
 
     async def list_subjects(self) -> None:

@@ -21,8 +21,7 @@ from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
 from .heal import repairing
 from .partition import partition_of
-from .publisher import Record, TransactionalPublisher
-from .publishing import publishing
+from .publisher import Record, TransactionalPublisher, publishing
 from .reached import read_reached
 from .replay import Republished, republish
 from .router import Router

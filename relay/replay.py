@@ -16,8 +16,7 @@ from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
 from .partition import partition_of
-from .publisher import Record, TransactionalPublisher
-from .publishing import publishing
+from .publisher import Record, TransactionalPublisher, publishing
 from .router import Router
 from .topic_reader import found_of
 from .topics import TopicSettings, ensure_topic

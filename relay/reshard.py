@@ -11,8 +11,7 @@ import msgspec
 from ..schemas import EventspineError, SettingsError, Unavailable
 from ..schemas.kafka import KafkaAccess
 from .cursor import TOPIC_SETTINGS, begin, cursor_topic, read_cursors
-from .publisher import Record, TransactionalPublisher
-from .publishing import publishing
+from .publisher import Record, TransactionalPublisher, publishing
 from .shard import transactional_id
 from .state import RelayState
 from .topics import Topics

@@ -14,8 +14,7 @@ import msgspec
 
 from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
 from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, check_link, cursor_topic, next_cursor, read_cursors
-from .publisher import IdempotentPublisher, Publisher, Record, Refused, TransactionalPublisher
-from .publishing import Publishing, publishing
+from .publisher import IdempotentPublisher, Packed, Publisher, Record, Refused, TransactionalPublisher, publishing
 from .router import LATER
 from .state import Parked, Rate, RelayState, ShardReport
 from .topics import Topics
@@ -92,7 +91,7 @@ class Shard:
         self._check_held = check_held
         self._well = well
         self._cursor_topic = cursor_topic(options.prefix)
-        self._limit = options.batch_events
+        self._limit = self._late_limit = options.batch_events
         self._parked: set[str] = set()
         self._given_up: tuple[int, ...] = ()
         self._floors: Sequence[int] = ()
@@ -182,7 +181,7 @@ class Shard:
         self._parked = await self._rows.parked_streams()
         return cursor
 
-    async def _publish_from(self, sender: Publishing, cursor: Cursor) -> Cursor:
+    async def _publish_from(self, sender: Publisher, cursor: Cursor) -> Cursor:
         """Publish what follows a cursor, until asked to stop; return the last cursor.
 
         When far behind, the next events are fetched and routed while the last ones are committed. Otherwise what was appended
@@ -218,9 +217,10 @@ class Shard:
                     reading = asyncio.create_task(self._read_after(cursor))
                 batch = await self._build(events, cursor, parked=self._parked, floors=self._floors)
                 self._parked |= {each.stream_id for each in batch.parked}
+                packed = await sender.pack(self._dressed(batch)) if sending is not None else None
                 if sending is not None:
                     await sending
-                sending = asyncio.create_task(self._send(sender, batch))
+                sending = asyncio.create_task(self._send(sender, batch, packed))
                 if not behind or self._limit <= 1 or self.stopping or self.paused or self.retry:
                     await sending
                     sending = None
@@ -265,14 +265,18 @@ class Shard:
             if self._topics.max_message_bytes < max_bytes:
                 raise _BeginAnew
 
-    async def _send(self, sender: Publishing, batch: Batch, *, even_if_empty: bool = False) -> None:
+    async def _send(
+        self, sender: Publisher, batch: Batch, packed: list[Packed] | None = None, *, even_if_empty: bool = False
+    ) -> None:
         """Publish a batch. What is parked is noted first: should we die in between, it is noted again."""
         await self._rows.park(self.number, batch.parked)
         passed = batch.cursor.position - self._written.position
         if batch.records or batch.parked or even_if_empty or passed >= _UNWRITTEN_EVENTS:
             cursor = await self._with_link(batch.cursor)
             try:
-                await sender.send(self._dressed(batch), self._cursor_record(cursor))
+                if packed is None:
+                    packed = await sender.pack(self._dressed(batch))
+                await sender.send_packed(packed, self._cursor_record(cursor))
             except Refused as refused:
                 self._limit = max(1, min(self._limit, passed) // 2)
                 if len(batch.records) == 1:
@@ -283,6 +287,8 @@ class Shard:
             self._limit = min(2 * self._limit, self._options.batch_events)
         self.position = batch.cursor.position
         self._well()
+        if not sender.usable:
+            raise _BeginAnew
 
     async def _park(self, events: Sequence[Stored], reason: str) -> None:
         """Set aside the first of some events of a stream, and the others behind it."""
@@ -293,7 +299,7 @@ class Shard:
         self._parked.add(first.stream_id)
         await self._rows.park(self.number, aside)
 
-    async def _retry_parked(self, sender: Publishing, cursor: Cursor) -> Cursor:
+    async def _retry_parked(self, sender: Publisher, cursor: Cursor) -> Cursor:
         """Publish parked streams that somebody asked to try again, each in order, in a transaction; what fails is parked again.
 
         Their records come behind records of higher positions, and say so in headers; see `late_headers`. What lies behind the
@@ -309,7 +315,7 @@ class Shard:
         self._parked = await self._rows.parked_streams()
         return cursor
 
-    async def _retry_stream(self, sender: Publishing, cursor: Cursor, stream: list[Stored]) -> Cursor:
+    async def _retry_stream(self, sender: Publisher, cursor: Cursor, stream: list[Stored]) -> Cursor:
         batch = await self._build(stream, cursor, parked=frozenset(), floors=())
         await self._rows.park(self.number, batch.parked)
         if self.number == 0:  # one of the shards forgets what is not to be published any more
@@ -318,7 +324,7 @@ class Shard:
         if not mine:
             return cursor
         # Without transactions each goes alone: of several, some may be published when one is refused.
-        at_once = 1 if self._options.delivery == "at-least-once" else len(mine)
+        at_once = 1 if self._options.delivery == "at-least-once" else min(len(mine), self._late_limit)
         while mine:
             now = Batch(batch.records[:at_once], mine[:at_once], [], cursor)
             try:
@@ -326,12 +332,10 @@ class Shard:
             except Refused as refused:
                 if at_once == 1:
                     await self._park(mine, refused.reason)
-                    if not sender.usable:
-                        raise _BeginAnew from refused
-                    return cursor
-                at_once = at_once // 2
-            else:
-                batch, mine = batch._replace(records=batch.records[at_once:]), mine[at_once:]
+                self._late_limit = max(1, at_once // 2)
+                raise _BeginAnew from refused
+            batch, mine = batch._replace(records=batch.records[at_once:]), mine[at_once:]
+            self._late_limit = min(2 * self._late_limit, self._options.batch_events)
         return cursor
 
     def _goes_nowhere(self, event: Stored) -> bool:
@@ -340,7 +344,7 @@ class Shard:
         except Exception:  # it is parked anew for that
             return False
 
-    async def _send_late(self, sender: Publishing, cursor: Cursor, batch: Batch, numbered: Sequence[int]) -> Cursor:
+    async def _send_late(self, sender: Publisher, cursor: Cursor, batch: Batch, numbered: Sequence[int]) -> Cursor:
         """Publish events of a stream that was parked. Which they are stands in the cursor, so that a crash repeats none.
 
         Each has a number of its own, given by its place among the positions `numbered`. Without transactions these are noted
@@ -365,7 +369,7 @@ class Shard:
         await self._rows.unpark(done)
         return self._written
 
-    async def _finish_late(self, sender: Publishing, cursor: Cursor) -> Cursor:
+    async def _finish_late(self, sender: Publisher, cursor: Cursor) -> Cursor:
         """Publish once more, under the same numbers, what the last life was publishing late when it ended.
 
         If one of these records is refused, their numbers are given up, and they stay parked.

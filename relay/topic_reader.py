@@ -43,18 +43,8 @@ class TopicReader:
         self._kafka = kafka
         self._timeout_s = timeout_s
         self._heard_at = time.monotonic()
-        self._consumer = Consumer(
-            client_settings(kafka)
-            | {
-                "group.id": group,  # the client demands one; nothing is ever committed under it
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "fetch.wait.max.ms": 50,
-                "queued.max.messages.kbytes": 32_768,
-            }
-        )
+        self._group = group
+        self._consumer: Consumer | None = None
 
     def start(self, partitions: Iterable[PartitionId]) -> None:
         """Note where partitions begin and end, and begin to read.
@@ -67,6 +57,7 @@ class TopicReader:
             self.extents = {each: Extent(lows[each], highs[each]) for each in chosen}
             self.ended = {each for each in chosen if lows[each] >= highs[each]}
             left = self.extents.keys() - self.ended
+            self._consumer = self._make(len(chosen))
             self._consumer.assign([TopicPartition(*each, self.extents[each].low) for each in left])
 
     def fetch(self, limit: int, full: Collection[PartitionId]) -> list[tuple[PartitionId, Message]]:
@@ -75,8 +66,9 @@ class TopicReader:
         Raises:
             Unavailable: nothing came for `timeout_s`, or Kafka failed.
         """
+        assert self._consumer is not None, "start() comes first"
         with translated_kafka(_DOING):
-            self._pause(set(full) - self.ended)
+            self._pause(self._consumer, set(full) - self.ended)
             first = self._consumer.poll(0.2)
             messages = [] if first is None else [first, *self._consumer.consume(limit - 1, 0.0)]
         found: list[tuple[PartitionId, Message]] = []
@@ -102,17 +94,34 @@ class TopicReader:
         return found
 
     def close(self) -> None:
-        self._consumer.close()
+        if self._consumer is not None:
+            self._consumer.close()
 
-    def _pause(self, wanted: set[PartitionId]) -> None:
+    def _make(self, partitions: int) -> Consumer:
+        return Consumer(
+            client_settings(self._kafka)
+            | {
+                "group.id": self._group,  # the client demands one; nothing is ever committed under it
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "fetch.wait.max.ms": 50,
+                "queued.max.messages.kbytes": max(1_024, 16_384 // max(partitions, 1)),  # it counts for each partition
+                "fetch.max.bytes": 8_000_000,
+                "max.partition.fetch.bytes": 262_144,  # what comes for a partition that is paused is thrown away
+            }
+        )
+
+    def _pause(self, consumer: Consumer, wanted: set[PartitionId]) -> None:
         """Pause these, and no others. What ended stays paused: it may go on growing."""
         wanted |= self.ended & self.extents.keys()
         pause, resume = wanted - self._paused, self._paused - wanted
         read = {each for each in pause | resume if self.extents[each].low < self.extents[each].high}
         if pause & read:
-            self._consumer.pause([TopicPartition(*each) for each in pause & read])
+            consumer.pause([TopicPartition(*each) for each in pause & read])
         if resume & read:
-            self._consumer.resume([TopicPartition(*each) for each in resume & read])
+            consumer.resume([TopicPartition(*each) for each in resume & read])
         self._paused = wanted
 
 

@@ -137,7 +137,8 @@ class Topics:
         self.max_message_bytes = min(self.max_message_bytes, found.max_message_bytes)
 
     def _client(self) -> AdminClient:
-        self._admin = self._admin or AdminClient(client_settings(self._kafka))
+        if self._admin is None:  # `or` would make a new one each time: a client is as long as its queue, and so mostly false
+            self._admin = AdminClient(client_settings(self._kafka))
         return self._admin
 
     def _describe(self, topics: Collection[str]) -> dict[str, FoundTopic]:

@@ -26,10 +26,10 @@ from .topics import Topics
 __all__ = ["Progress", "Report", "verify_topics"]
 
 _WINDOW_EVENTS: Final = 5_000
-_WINDOW_BYTES: Final = 16_000_000
-_FETCH_RECORDS: Final = 10_000
-_HELD_RECORDS: Final = 60_000  # of all partitions together, that were read and not yet compared
-_HELD_BYTES: Final = 64_000_000
+_WINDOW_BYTES: Final = 8_000_000
+_FETCH_RECORDS: Final = 4_000
+_HELD_RECORDS: Final = 40_000  # of all partitions together, that were read and not yet compared
+_HELD_BYTES: Final = 32_000_000
 _LOOK_UP_AT_ONCE: Final = 500
 
 Result = TypeVar("Result")
@@ -226,8 +226,7 @@ class _Verification:
         routed = self._router.route(event)
         if routed is None:
             return None, None
-        topic, key, value, said = routed
-        headers = [(name, each.encode() if isinstance(each, str) else each) for name, each in said]
+        topic, key, value, headers = routed
         number = partition_of(key, self._partitions[topic]) if topic in self._partitions else -1
         return (topic, number), Expected(event.global_position, event.event_id, key, value, headers)
 
@@ -264,7 +263,7 @@ class _Verification:
 
     async def _fetch(self, reading: _Reading, hungry: set[PartitionId]) -> None:
         """Read records. A partition that runs ahead of the others is paused, but never one that is waited for."""
-        most = max(_HELD_RECORDS // len(self._walks), 1_000)
+        most = max(_HELD_RECORDS // len(self._walks), 600)
         full = {each for each, walk in self._walks.items() if each not in hungry and (walk.full or len(walk.records) >= most)}
         fetched = await reading.call(reading.reader.fetch, _FETCH_RECORDS, full)
         self.report.records += len(fetched)

@@ -20,6 +20,7 @@ The trace context (https://www.w3.org/TR/trace-context/) goes under its own name
 | ce_metadata        | all other metadata, as a JSON object; left out if there is none          |
 | traceparent, tracestate | metadata of these names, where set                                  |
 | ce_publishedafter  | only on a record that comes late: the position up to which the relay had published before it |
+| ce_latenumber      | beside it: counts the late records of a shard; in a partition it only rises |
 | content-type       | application/avro                                                         |
 
 A record whose value holds the envelope has no `ce_id`; see `eventspine.schemas.envelope`.
@@ -39,7 +40,7 @@ from .event import Event, StoredEvent, rfc3339
 
 __all__ = ["CONTENT_TYPE", "Header", "HeaderWriter", "event_of"]
 
-Header = tuple[str, str | bytes | None]
+Header = tuple[str, bytes]
 
 CONTENT_TYPE: Final = b"application/avro"
 
@@ -59,30 +60,30 @@ class HeaderWriter:
     """Makes the headers under which events are published. Those that are the same for all events of a type are made once."""
 
     def __init__(self, source: str) -> None:
-        self._source = source
+        self._source = source.encode()
         self._fixed: dict[tuple[str, int], tuple[Header, ...]] = {}
         self._created_at: datetime | None = None  # events of one append share it
-        self._recorded = ""
+        self._recorded = b""
 
     def headers(self, stored: StoredEvent) -> list[Header]:
         """Return the headers of an event."""
         position, event_id, stream_id, _, event_type, version, schema_version, _, created_at, metadata = stored
         fixed = self._fixed.get((event_type, schema_version)) or self._fix(event_type, schema_version)
         if created_at != self._created_at:
-            self._created_at, self._recorded = created_at, rfc3339(created_at)
+            self._created_at, self._recorded = created_at, rfc3339(created_at).encode()
         headers: list[Header] = [
             *fixed,
-            ("ce_id", event_id),
-            ("ce_subject", stream_id),
+            ("ce_id", event_id.encode()),
+            ("ce_subject", stream_id.encode()),
             ("ce_recordedtime", self._recorded),
-            ("ce_globalposition", str(position)),
-            ("ce_streamversion", str(version)),
+            ("ce_globalposition", b"%d" % position),
+            ("ce_streamversion", b"%d" % version),
         ]
         rest: dict[str, Any] | None = None
         for name, value in _read_json.decode(metadata).items():
             header = _SPLIT.get(name)
             if header is not None and isinstance(value, str):
-                headers.append((header, value))
+                headers.append((header, value.encode()))
             elif rest is None:
                 rest = {name: value}
             else:
@@ -95,8 +96,8 @@ class HeaderWriter:
         fixed: tuple[Header, ...] = (
             ("ce_specversion", b"1.0"),
             ("ce_source", self._source),
-            ("ce_type", event_type),
-            ("ce_schemaversion", str(schema_version)),
+            ("ce_type", event_type.encode()),
+            ("ce_schemaversion", b"%d" % schema_version),
             ("content-type", CONTENT_TYPE),
         )
         self._fixed[event_type, schema_version] = fixed

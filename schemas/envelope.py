@@ -24,7 +24,7 @@ import asyncpg
 import msgspec
 from fastavro import parse_schema
 
-from .cloudevents import CONTENT_TYPE, event_of
+from .cloudevents import CONTENT_TYPE, Header, event_of
 from .codec import Codec, UnknownSchemaId, schema_id_of
 from .errors import DecodeError
 from .event import Event, StoredEvent, rfc3339
@@ -150,15 +150,15 @@ async def pin_envelopes(
     return found
 
 
-def envelop(stored: StoredEvent, header: bytes) -> tuple[bytes, list[tuple[str, str | bytes | None]]]:
+def envelop(stored: StoredEvent, header: bytes) -> tuple[bytes, list[Header]]:
     """Return value and headers of the record of an event; `header` is the first five bytes, see `PinnedEnvelope`."""
     metadata = _read_json.decode(stored.metadata)
-    headers: list[tuple[str, str | bytes | None]] = [
-        ("ce_type", stored.event_type),
-        ("ce_globalposition", str(stored.global_position)),
+    headers: list[Header] = [
+        ("ce_type", stored.event_type.encode()),
+        ("ce_globalposition", b"%d" % stored.global_position),
         ("content-type", CONTENT_TYPE),
     ]
-    headers += [(name, metadata[name]) for name in _TRACE if isinstance(metadata.get(name), str)]
+    headers += [(name, metadata[name].encode()) for name in _TRACE if isinstance(metadata.get(name), str)]
     micros = _micros_of(metadata.get("timestamp"))
     if micros is not None:
         del metadata["timestamp"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -117,7 +119,8 @@ def _published(message: Any, headers: dict[str, str], row: Any, envelopes: dict[
     key, value = message.key().decode(), message.value()
     if "ce_id" in headers:
         return key, value, headers["ce_id"], headers["ce_type"], headers["ce_streamversion"]
-    assert not headers.keys() - {"ce_type", "ce_globalposition", "content-type", "traceparent", "tracestate"}, headers
+    beside_it = {"ce_type", "ce_globalposition", "content-type", "traceparent", "tracestate", *_LATE}
+    assert not headers.keys() - beside_it, headers
     data_schema_id, schema = envelopes[int.from_bytes(value[1:5], "big")]
     rest = BytesIO(value[5:])
     envelope: Any = fastavro.schemaless_reader(rest, schema, None)
@@ -129,9 +132,29 @@ def _published(message: Any, headers: dict[str, str], row: Any, envelopes: dict[
     return envelope["stream_id"], payload, envelope["event_id"], envelope["event_type"], str(envelope["version"])
 
 
-async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> int:
+_LATE = ("ce_publishedafter", "ce_latenumber")
+
+
+@dataclass
+class _Partition:
+    """What a reader of a partition has seen: the last position in order, the last number of a late record, and each stream's
+    last version."""
+
+    position: int = 0
+    late: int = 0
+    versions: dict[str, int] = field(default_factory=dict)
+
+
+async def check_topics(
+    database: asyncpg.Pool, bootstrap: str, prefix: str, *, at_least_once: bool = False, parked: Collection[int] = ()
+) -> int:
     """Check that the topics, read committed, are the log: every event once, its bytes untouched, each partition in the order of
-    positions; return how many events they hold. The envelope is in the headers or in the value.
+    positions, and each stream in the order of its versions; return how many events they hold. The envelope is in the headers or in
+    the value.
+
+    A record that comes late says so, and that all before it in its partition is at or below the position that it names. The events
+    at positions `parked`, and no others, are not there. With `at_least_once` records may be there again: a reader that drops
+    positions (of late records, numbers) at or below the last has each event once.
 
     Raises:
         AssertionError: what is missing, repeated, out of order or altered.
@@ -140,23 +163,41 @@ async def check_topics(database: asyncpg.Pool, bootstrap: str, prefix: str) -> i
     envelopes = {row[0]: (row[1], fastavro.parse_schema(json.loads(row[2]))) for row in await database.fetch(_ENVELOPES)}
     seen: dict[int, str] = {}
     for category in sorted({row["stream_type"] for row in stored.values()}):
-        last: dict[int, int] = {}
+        partitions: defaultdict[int, _Partition] = defaultdict(_Partition)
         for message in await asyncio.to_thread(read_committed, bootstrap, f"{prefix}{category}"):
             headers = {name: value.decode() for name, value in message.headers()}
             position = int(headers["ce_globalposition"])
             where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
             row = stored.get(position)
             assert row is not None, f"{where}: position {position} is not in the log"
-            assert position not in seen, f"{where}: position {position} was published before, at {seen[position]}"
-            assert position > last.get(message.partition(), 0), f"{where}: position {position} after {last[message.partition()]}"
             published = _published(message, headers, row, envelopes)
             expected = (row["stream_id"], row["payload"], row["id"], row["event_type"], str(row["version"]))
             assert published == expected, f"{where}: {published} was published, {expected} is stored"
+            before = partitions[message.partition()]
+            if at_least_once and _is_repeated(headers, position, before):
+                assert position in seen, f"{where}: position {position} after {before.position}, for the first time"
+                continue
+            assert position not in seen, f"{where}: position {position} was published before, at {seen[position]}"
+            if _LATE[0] in headers:
+                after, number = (int(headers[name]) for name in _LATE)
+                assert max(position, before.position) <= after, f"{where}: {position} late after {after}, behind {before}"
+                assert number > before.late, f"{where}: late number {number} after {before.late}"
+                before.late = number
+            else:
+                assert position > before.position, f"{where}: position {position} after {before.position}"
+                before.position = position
+            version = before.versions.get(row["stream_id"], 0) + 1
+            assert row["version"] == version, f"{where}: {row['stream_id']} has version {row['version']} where {version} follows"
+            before.versions[row["stream_id"]] = version
             seen[position] = where
-            last[message.partition()] = position
-    missing = sorted(stored.keys() - seen.keys())
-    assert not missing, f"{len(missing)} events are not on Kafka, the first at position {missing[0]}"
+    missing, aside = sorted(stored.keys() - seen.keys()), sorted(parked)
+    assert missing == aside, f"{len(missing)} events are not on Kafka: {missing[:10]}; {len(aside)} are parked: {aside[:10]}"
     return len(seen)
+
+
+def _is_repeated(headers: dict[str, str], position: int, before: _Partition) -> bool:
+    """Whether a reader that has come so far takes a record for a repetition."""
+    return int(headers[_LATE[1]]) <= before.late if _LATE[1] in headers else position <= before.position
 
 
 async def check_read_model(database: asyncpg.Pool) -> None:

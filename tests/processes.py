@@ -77,15 +77,19 @@ class Processes:
         self._folder = folder
         self._started: list[Process] = []
 
-    def relay(self, *, bootstrap: str | None = None) -> Process:
-        return self.command(["relay", "run"], bootstrap=bootstrap)
+    def relay(self, *, bootstrap: str | None = None, processes: int = 1, **settings: object) -> Process:
+        several = ["--processes", str(processes)] if processes > 1 else []
+        return self.command(["relay", "run", *several], bootstrap=bootstrap, **settings)
 
     def consumer(self, *, bootstrap: str | None = None) -> Process:
         return self.command(["consume", "tests.projections:OrderTotals"], bootstrap=bootstrap)
 
-    def command(self, arguments: list[str], *, bootstrap: str | None = None, folder: Path = _ROOT) -> Process:
-        """Start `eventspine …` in a folder."""
-        environment = self._environment | ({"EVENTSPINE_KAFKA_BOOTSTRAP": bootstrap} if bootstrap else {})
+    def command(
+        self, arguments: list[str], *, bootstrap: str | None = None, folder: Path = _ROOT, **settings: object
+    ) -> Process:
+        """Start `eventspine …` in a folder; `settings` are put into its environment."""
+        environment = self._environment | {f"EVENTSPINE_{name.upper()}": str(value) for name, value in settings.items()}
+        environment |= {"EVENTSPINE_KAFKA_BOOTSTRAP": bootstrap} if bootstrap else {}
         process = Process(arguments, environment, self._folder / f"{len(self._started)}-{arguments[0]}.log", folder)
         self._started.append(process)
         return process

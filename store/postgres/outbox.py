@@ -30,7 +30,7 @@ _TRIM = load_sql(_SQL, "sql/outbox_trim")
 _CLAIM = load_sql(_SQL, "sql/outbox_claim")
 _CLAIMED = load_sql(_SQL, "sql/outbox_claimed")
 
-RESERVED_HEADERS: Final = frozenset({"message_id", "message_position", "ce_publishedafter"})
+RESERVED_HEADERS: Final = frozenset({"message_id", "message_position", "ce_publishedafter", "ce_latenumber"})
 """Headers that the relay writes."""
 
 TRIMMED: Final = "trimmed"

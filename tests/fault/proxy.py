@@ -1,4 +1,5 @@
-"""A TCP proxy in front of the Kafka broker that knows where each request begins, so that a test can strike at a step.
+"""TCP proxies that cut, slow down and hold what passes. The one in front of Kafka knows where each request begins, so that a test
+can strike at a step.
 
 Source: https://kafka.apache.org/protocol: a request is a 4-byte length, then api key (2 bytes), api version (2),
 correlation id (4); a response is a 4-byte length, then the correlation id (4).
@@ -11,12 +12,14 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 PRODUCE: Final = 0
 FETCH: Final = 1
 INIT_PRODUCER_ID: Final = 22
+ADD_PARTITIONS_TO_TXN: Final = 24
 END_TXN: Final = 26
 
 Moment = Literal["before", "unanswered", "answered"]
@@ -25,13 +28,18 @@ Moment = Literal["before", "unanswered", "answered"]
 @dataclass
 class Trap:
     """Strike at the n-th request of a kind: before the broker gets it, when it was forwarded but its answer is held back, or
-    when the answer has gone to the client. Springs once."""
+    when the answer has gone to the client. Springs once.
+
+    The connection breaks then, unless the trap `holds`: then the request, or the answer, goes on when `release` is called.
+    """
 
     api_key: int
     moment: Moment
     strike: Callable[[], None]
     skip: int = 0
+    holds: bool = False
     sprung: bool = False
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def springs(self, api_key: int, moment: Moment) -> bool:
         if self.sprung or api_key != self.api_key or moment != self.moment:
@@ -43,37 +51,49 @@ class Trap:
         self.strike()
         return True
 
+    def release(self) -> None:
+        self._released.set()
 
-class KafkaProxy:
-    """Forwards to a broker on 127.0.0.1, and puts its own port into the answers that tell clients where the broker is."""
+    async def hold(self) -> None:
+        """Wait for the release, or break the connection."""
+        if not self.holds:
+            raise ConnectionResetError
+        await self._released.wait()
 
-    def __init__(self, broker_port: int) -> None:
-        self.trap: Trap | None = None
+
+class Proxy:
+    """Forwards to a server on 127.0.0.1. `pause_s` holds up each read, in either direction; `bytes_per_s` bounds each."""
+
+    def __init__(self, server_port: int) -> None:
         self.port = 0
-        self.requests: Counter[int] = Counter()
-        self._broker_port = broker_port
+        self.pause_s = 0.0
+        self.bytes_per_s = 0
+        self.refuses = False
+        self._server_port = server_port
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
-
-    @property
-    def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
 
     def cut(self) -> None:
         """Break every connection at once, without goodbye."""
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def redirect(self, server_port: int) -> None:
+        """Forward new connections to another server."""
+        self._server_port = server_port
+
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[KafkaProxy]:
+    async def running(self) -> AsyncIterator[None]:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
-            yield self
+            yield
         finally:
             server.close()
             self.cut()
-            await asyncio.gather(*self._serving)
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _accept(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(client_reader, client_writer))
@@ -82,17 +102,19 @@ class KafkaProxy:
 
     async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         try:
-            broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self._broker_port)
+            if self.refuses:
+                raise ConnectionRefusedError
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
         except OSError:
             client_writer.transport.abort()
             return
-        writers = {client_writer, broker_writer}
+        writers = {client_writer, server_writer}
         self._writers |= writers
         asked: dict[int, int] = {}
         try:
             async with asyncio.TaskGroup() as directions:
-                directions.create_task(self._requests(client_reader, broker_writer, asked))
-                directions.create_task(self._responses(broker_reader, client_writer, asked))
+                directions.create_task(self._requests(client_reader, server_writer, asked))
+                directions.create_task(self._responses(server_reader, client_writer, asked))
         except* (OSError, asyncio.IncompleteReadError):  # either side has gone
             pass
         finally:
@@ -101,29 +123,59 @@ class KafkaProxy:
                 writer.transport.abort()
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+        await self._copy(reader, writer)
+
+    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+        await self._copy(reader, writer)
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            await self._forward(chunk, writer)
+        raise ConnectionResetError
+
+    async def _forward(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        delay_s = self.pause_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0)
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        writer.write(data)
+        await writer.drain()
+
+
+class KafkaProxy(Proxy):
+    """Puts its own port into the answers that tell clients where the broker is."""
+
+    def __init__(self, broker_port: int) -> None:
+        super().__init__(broker_port)
+        self.trap: Trap | None = None
+        self.requests: Counter[int] = Counter()
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
         while True:
             frame = await _frame(reader)
             api_key, _, correlation_id = struct.unpack_from(">hhi", frame, 4)
-            if self.trap and self.trap.springs(api_key, "before"):
-                raise ConnectionResetError
+            await self._spring(api_key, "before")
             asked[correlation_id] = api_key
             self.requests[api_key] += 1
-            writer.write(frame)
-            await writer.drain()
+            await self._forward(frame, writer)
 
     async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
-        broker = b"127.0.0.1" + struct.pack(">i", self._broker_port)
+        broker = b"127.0.0.1" + struct.pack(">i", self._server_port)
         proxy = b"127.0.0.1" + struct.pack(">i", self.port)
         while True:
             frame = await _frame(reader)
             api_key = asked.pop(struct.unpack_from(">i", frame, 4)[0])
             frame = frame.replace(broker, proxy)  # in Metadata, FindCoordinator, and since KIP-951 in Produce and Fetch too
-            if self.trap and self.trap.springs(api_key, "unanswered"):
-                raise ConnectionResetError
-            writer.write(frame)
-            await writer.drain()
-            if self.trap and self.trap.springs(api_key, "answered"):
-                raise ConnectionResetError
+            await self._spring(api_key, "unanswered")
+            await self._forward(frame, writer)
+            await self._spring(api_key, "answered")
+
+    async def _spring(self, api_key: int, moment: Moment) -> None:
+        if (trap := self.trap) is not None and trap.springs(api_key, moment):
+            await trap.hold()
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
@@ -137,3 +189,14 @@ async def kafka_proxy(bootstrap: str) -> AsyncIterator[KafkaProxy]:
     proxy = KafkaProxy(int(bootstrap.rpartition(":")[2]))
     async with proxy.running():
         yield proxy
+
+
+@asynccontextmanager
+async def postgres_proxy(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Run a proxy in front of a Postgres server; the DSN leads through it."""
+    parts = urlsplit(dsn)
+    assert parts.port is not None
+    proxy = Proxy(parts.port)
+    async with proxy.running():
+        user = f"{parts.username}@" if parts.username else ""
+        yield proxy, urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}"))

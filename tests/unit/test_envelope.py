@@ -109,7 +109,7 @@ def test_both_forms_carry_the_same_event(given_: dict[str, Any], customer_id: st
     event = stored(data={"customer_id": customer_id, "total_cents": 3}, metadata=msgspec.json.encode(given_).decode())
     read: list[Event] = []
     for value, headers in [(event.payload, HeaderWriter("/shop").headers(event)), envelop(event, _HEADER)]:
-        arrived = {name: each if isinstance(each, bytes) else str(each).encode() for name, each in headers}
+        arrived = dict(headers)
         reader = RecordReader(codec())
         read += [reader.event(arrived, value) for _ in range(2)]  # the second one by the reader that the first one made
     assert read == [read[0]] * 4
@@ -130,18 +130,18 @@ def test_a_timestamp_in_another_form_stays_in_the_metadata(timestamp: Any) -> No
 def test_headers_beside_an_envelope() -> None:
     _, headers = envelop(stored(metadata=json.dumps({"traceparent": _TRACEPARENT, "tracestate": "a=1", "user_id": "u"})), _HEADER)
     assert headers == [
-        ("ce_type", "OrderPlaced"),
-        ("ce_globalposition", "42"),
+        ("ce_type", b"OrderPlaced"),
+        ("ce_globalposition", b"42"),
         ("content-type", b"application/avro"),
-        ("traceparent", _TRACEPARENT),
-        ("tracestate", "a=1"),
+        ("traceparent", _TRACEPARENT.encode()),
+        ("tracestate", b"a=1"),
     ]
 
 
 def test_trace_context_has_headers_of_its_own() -> None:
     headers = dict(HeaderWriter("/").headers(stored(metadata=json.dumps({"traceparent": _TRACEPARENT, "tracestate": "a=1"}))))
-    assert (headers["traceparent"], headers["tracestate"], "ce_metadata" in headers) == (_TRACEPARENT, "a=1", False)
-    arrived = {name: str(value).encode() for name, value in headers.items() if not isinstance(value, bytes)}
+    assert (headers["traceparent"], headers["tracestate"], "ce_metadata" in headers) == (_TRACEPARENT.encode(), b"a=1", False)
+    arrived = headers
     assert event_of(arrived, {}).metadata == {"traceparent": _TRACEPARENT, "tracestate": "a=1"}
 
 
@@ -150,7 +150,7 @@ def test_half_an_envelope_is_refused(size: int) -> None:
     value, headers = envelop(stored(metadata=json.dumps({"note": "x" * 50})), _HEADER)
     assert size < len(value)
     with pytest.raises(DecodeError):
-        RecordReader(codec()).event({name: str(each).encode() for name, each in headers}, value[:size])
+        RecordReader(codec()).event(dict(headers), value[:size])
 
 
 @settings(deadline=None)
@@ -174,7 +174,7 @@ def test_a_value_with_the_wrong_schema_id_harms_no_other() -> None:
     for event_type, expected in [("OrderPaid", {"amount_cents": 8}), ("OrderRefunded", {"refunded": 8})]:
         event = stored(event_type=event_type, payload=both.encode(event_type, 1, expected).payload)
         value, headers = envelop(event, _HEADER)
-        arrived = {name: str(each).encode() for name, each in headers}
+        arrived = dict(headers)
         assert [reader.event(arrived, value).data for _ in range(2)] == [expected] * 2
 
 

@@ -49,3 +49,55 @@ def test_every_position_is_applied_once_however_batches_are_cut(published: list[
     assert place == Place(1, len(topic), max(published), len(applied))
     if published == sorted(published):
         assert applied == sorted(set(published))
+
+
+@st.composite
+def partitions_with_late_records(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return a partition as (position, late number) that a relay without transactions may leave behind, and in which order its
+    events were first there.
+
+    Some events are parked, and published late in groups, in any order of their positions, also several groups behind one cursor.
+    At any time the relay may die: what it published since its last cursor comes again, late records under the same numbers.
+    """
+    topic: list[tuple[int, int]] = []
+    first: list[int] = []
+    parked: list[int] = []
+    position = number = 0
+
+    def publish(records: list[tuple[int, int]]) -> None:
+        for died_after in draw(st.lists(st.integers(0, len(records)), max_size=2)):
+            topic.extend(records[:died_after])
+        topic.extend(records)
+        first.extend(each for each, _ in records)
+
+    for _ in range(draw(st.integers(1, 8))):
+        batch: list[tuple[int, int]] = []
+        for _ in range(draw(st.integers(0, 5))):
+            position += draw(st.integers(1, 3))
+            if draw(st.booleans()):
+                batch.append((position, 0))
+            else:
+                parked.append(position)
+        publish(batch)
+        while draw(st.booleans()) and parked:
+            parked = list(draw(st.permutations(parked)))
+            cut = draw(st.integers(1, len(parked)))
+            publish([(each, number + n) for n, each in enumerate(parked[:cut], 1)])
+            number, parked = number + cut, parked[cut:]
+    return topic, first
+
+
+@given(partitions_with_late_records(), st.data())
+def test_late_records_are_applied_once_and_in_order(
+    partition: tuple[list[tuple[int, int]], list[int]], data: st.DataObject
+) -> None:
+    published, first = partition
+    topic = [(Record(P0, offset, position, late), position) for offset, (position, late) in enumerate(published)]
+    place, applied = Place(1, 0, 0, 0), []
+    while place.next_offset < len(topic):
+        start = data.draw(st.integers(0, place.next_offset))
+        new, after = new_records(topic[start : data.draw(st.integers(place.next_offset + 1, len(topic)))], {P0: place})
+        applied += new
+        place = after[P0]
+    assert applied == first
+    assert place.events == len(first)

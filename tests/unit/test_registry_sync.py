@@ -143,7 +143,7 @@ def test_a_user_set_twice_is_refused() -> None:
 
 
 def test_the_password_is_shown_nowhere() -> None:
-    assert "secret" not in repr(Settings(registry_password="secret"))
+    assert "hunter2" not in repr(Settings(registry_password="hunter2"))
     with pytest.raises(SettingsError) as refused:
         load_settings({"registry_password": 4711}, {})
     assert "4711" not in str(refused.value)

@@ -17,6 +17,7 @@ from .cli_registry import keeping_registry, open_registry
 from .cli_relay_verify import relay_replay, relay_verify
 from .connect import open_pool
 from .relay import Relay
+from .relay.outbox import OutboxRelay
 from .relay.relay import relay_id
 from .relay.reshard import reshard
 from .relay.state import RelayState
@@ -25,7 +26,7 @@ from .routing_module import make_router
 from .running import logged_in, until_signalled
 from .schemas import RegistryClient
 from .settings import Settings
-from .store.postgres import PostgresLog
+from .store.postgres import PostgresLog, PostgresOutbox
 from .supervisor import SUPERVISED, Supervisor, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
@@ -59,6 +60,21 @@ async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryC
     )
 
 
+def make_outbox_relay(settings: Settings, pool: asyncpg.Pool) -> OutboxRelay:
+    """Make the relay of the outbox: beside the log's, with a cursor and shards of its own."""
+    return OutboxRelay(
+        PostgresOutbox(pool),
+        settings.kafka(),
+        name=f"{settings.relay_name}.outbox",
+        topic_prefix=settings.topic_prefix,
+        topics=_topic_settings(settings),
+        delivery=settings.relay_delivery,
+        batch_events=settings.relay_batch_events,
+        lease_s=settings.relay_lease_s,
+        give_up_after_s=settings.give_up_after_s,
+    )
+
+
 @relay_app.command("run")
 def relay_run(
     context: typer.Context,
@@ -79,6 +95,7 @@ def relay_run(
             keeping_registry(pool, registry),
         ):
             relay = await make_relay(settings, pool, registry)
+            outbox = make_outbox_relay(settings, pool)
             log = PostgresLog(pool)
 
             async def look() -> dict[str, object]:
@@ -86,14 +103,26 @@ def relay_run(
                 facts: dict[str, object] = {"state": relay.state, "shards": str(len(relay.shards))}
                 return facts | {"position": relay.position, "lag": behind, "published": relay.published}
 
-            stop_with_parent(relay.stop)
+            async def publish() -> None:
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(relay.run())
+                        tasks.create_task(outbox.run())
+                except BaseExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+
+            def stop() -> None:
+                relay.stop()
+                outbox.stop()
+
+            stop_with_parent(stop)
             # Batches are many objects for a short time and no cycles: to look through them while they are there costs a tenth of
             # the time. So cycles, which errors leave, are collected by the clock.
             gc.freeze()
             gc.disable()
             collecting = asyncio.create_task(_collect_cycles())
             quiet = SUPERVISED in os.environ
-            await until_signalled(logged_in(settings.kafka(), relay.run), relay.stop, "relay", look, quiet=quiet)
+            await until_signalled(logged_in(settings.kafka(), publish), stop, "relay", look, quiet=quiet)
             collecting.cancel()
 
     run(work())

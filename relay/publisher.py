@@ -254,8 +254,8 @@ class IdempotentPublisher(Publisher):
         if durable:
             _check(await asyncio.gather(*moved, return_exceptions=True))
         else:
-            for each in moved:
-                each.add_done_callback(self._cursor_moved)
+            for acknowledged in moved:
+                acknowledged.add_done_callback(self._cursor_moved)
         self.usable = True
 
     def _cursor_moved(self, moved: asyncio.Future[Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests import oracle
 from tests.fault.conftest import Spine
-from tests.fault.proxy import END_TXN, FETCH, INIT_PRODUCER_ID, PRODUCE, Moment, Trap, kafka_proxy
+from tests.fault.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, FETCH, INIT_PRODUCER_ID, PRODUCE, Moment, Trap, kafka_proxy
 from tests.waiting import wait_for
 
 STEPS = {
@@ -64,9 +64,9 @@ async def test_relay_loses_its_connections_and_goes_on(spine: Spine) -> None:
 
 async def test_second_relay_stands_by_and_takes_over(spine: Spine) -> None:
     await spine.append(60)
-    first = spine.run.relay()
+    first = spine.run.relay(relay_lease_s=1)
     await wait_for(lambda: "relay publishes" in first.said)
-    second = spine.run.relay()
+    second = spine.run.relay(relay_lease_s=1)
     await wait_for(lambda: "stands by" in second.said)
     first.kill()
     await spine.append(60)
@@ -77,28 +77,33 @@ async def test_second_relay_stands_by_and_takes_over(spine: Spine) -> None:
     await spine.check()
 
 
-async def test_frozen_relay_is_fenced(spine: Spine) -> None:
-    """A relay that slept through its own succession wakes up as a zombie: Kafka's producer epoch refuses it."""
+FROZEN = {
+    "before the commit arrives": (END_TXN, 1),
+    "while it reads its cursor": (FETCH, 0),
+    "between its cursor and its first records": (ADD_PARTITIONS_TO_TXN, 0),
+}
+
+
+@pytest.mark.parametrize("step", FROZEN)
+async def test_frozen_relay_is_fenced(spine: Spine, step: str) -> None:
+    """A relay that slept through its own succession wakes up as a zombie, with a request on its way: Kafka's producer epoch refuses
+    it."""
+    api_key, skip = FROZEN[step]
     await spine.append(60)
     async with kafka_proxy(spine.bootstrap) as proxy:
-        zombie = spine.run.relay(bootstrap=proxy.bootstrap)
-        proxy.trap = Trap(END_TXN, "before", zombie.freeze, skip=1)
-        await wait_for(lambda: proxy.trap and proxy.trap.sprung, timeout_s=30)
-        # Its leadership ends with its connection to Postgres, as when the network parts; it itself does not know.
-        await spine.pool.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "
-            "(SELECT oid FROM pg_database WHERE datname = current_database())"
-        )
-        heir = spine.run.relay()
-        await wait_for(lambda: "relay publishes" in heir.said, timeout_s=30)
+        zombie = spine.run.relay(bootstrap=proxy.bootstrap, relay_lease_s=1)
+        proxy.trap = trap = Trap(api_key, "before", zombie.freeze, skip, holds=True)
+        await wait_for(lambda: trap.sprung, timeout_s=30)
+        heir = spine.run.relay(relay_lease_s=1)
+        await spine.relayed(heir, timeout_s=30)
+        trap.release()
         zombie.thaw()
         await spine.append(60)
-        consumer = spine.run.consumer()
-        await spine.caught_up(heir, zombie, consumer)
         await wait_for(lambda: "stands by" in zombie.said, timeout_s=30)
-        for process in (heir, zombie, consumer):
+        await spine.relayed(heir, zombie)
+        for process in (heir, zombie):
             await process.stop()
-    await spine.check()
+    await spine.check_published()
 
 
 async def test_relay_halts_when_history_was_rewritten(spine: Spine) -> None:

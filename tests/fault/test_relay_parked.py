@@ -116,6 +116,8 @@ async def test_killed_between_parking_and_its_cursor(spine: Spine) -> None:
     await append(spine, "Order-a", big(1))
     relay = spine.run.relay(relay_lease_s=1, relay_batch_events=10)
     await spine.relayed(relay)
+    if await spine.parked():  # the retry may have ended when it was read again
+        await spine.command("relay", "parked", "retry")
     await wait_for(spine.parked, lambda left: not left)
     await relay.stop()
     await spine.check_published()

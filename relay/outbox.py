@@ -176,7 +176,7 @@ class OutboxRelay:
                 backoff.reset()
             except Unavailable as error:
                 if not backoff.failing:
-                    logger.warning("the outbox's relay waits: %s", error)
+                    logger.warning("the outbox waits: %s", error)
                 delay_s = backoff.next_delay_s()
                 if delay_s is None:
                     raise

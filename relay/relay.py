@@ -97,7 +97,7 @@ class Relay:
         self._give_up_after_s = give_up_after_s
         self._published = 0  # by shards that are not ours any more
         self._generation = -1
-        self._parked = 0
+        self._discards = -1
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._in_trouble: set[str] = set()
         self._backoffs: dict[str, Backoff] = {}
@@ -184,8 +184,8 @@ class Relay:
         if not view.held and not self._standing_by:
             logger.info("relay stands by: other processes have all shards", extra={"relay": self._rows.relay_id})
         self._standing_by = not view.held
-        retry = view.retry or view.parked < self._parked  # fewer: what was discarded holds up its stream no longer
-        self._parked = view.parked
+        retry = view.retry or view.discards != self._discards  # what was discarded holds up its stream no longer
+        self._discards = view.discards
         for shard in self.shards.values():
             shard.paused = view.paused is not None
             shard.retry = shard.retry or retry

@@ -42,7 +42,7 @@ _MAX_REASON_CHARS = 2000
 
 class View(NamedTuple):
     """How the relay is cut and paused, how many of its workers live, which shards the asking worker holds, whether a retry of
-    parked events was asked for, and how many are parked."""
+    parked events was asked for, how many are parked, and how many were ever given up."""
 
     shards: int
     generation: int
@@ -51,6 +51,7 @@ class View(NamedTuple):
     held: list[int]
     retry: bool
     parked: int
+    discards: int
 
 
 class ShardReport(NamedTuple):

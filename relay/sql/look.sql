@@ -6,5 +6,6 @@ SELECT r.shards, r.generation, r.paused,
        (SELECT coalesce(array_agg(s.shard ORDER BY s.shard), '{}') FROM relay_shards s
          WHERE s.relay_id = r.relay_id AND s.worker_id = $2 AND s.leased_until > clock_timestamp() AND s.shard < r.shards) AS held,
        EXISTS (SELECT FROM relay_parked p WHERE p.relay_id = r.relay_id AND p.retry) AS retry,
-       (SELECT count(*) FROM relay_parked p WHERE p.relay_id = r.relay_id) AS parked
+       (SELECT count(*) FROM relay_parked p WHERE p.relay_id = r.relay_id) AS parked,
+       r.discards
   FROM relays r WHERE r.relay_id = $1

@@ -167,6 +167,7 @@ CREATE TABLE relays (
     shards     integer     NOT NULL,
     generation integer     NOT NULL DEFAULT 0,      -- rises with each change of the number of shards
     paused     text,                                -- why it is paused; NULL = it publishes
+    discards   bigint      NOT NULL DEFAULT 0,      -- how many parked events were given up: the shards look again when it rises
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT relays_pkey PRIMARY KEY (relay_id),
     CONSTRAINT relays_shards_check CHECK (shards >= 1)

@@ -67,6 +67,7 @@ async def test_rebalance_under_load(spine: Spine) -> None:
     await wait_for(lambda: "partitions assigned" in second.said, timeout_s=30)
     first.kill()
     third = spine.run.consumer()
+    await wait_for(lambda: "partitions assigned" in third.said, timeout_s=30)
     await load
     await spine.caught_up(relay, second, third)
     for process in (relay, second, third):

@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 
 async def test_a_dead_process_loses_its_shards_to_the_others(spine: Spine) -> None:
     first = spine.run.relay(relay_shards=4, relay_lease_s=1)
-    second = spine.run.relay(relay_lease_s=1)
+    second = spine.run.relay(relay_shards=4, relay_lease_s=1)
     async with spine.load():
         owners = await wait_for(spine.owners, lambda owners: len(owners) == 4 and len(set(owners.values())) == 2, timeout_s=30)
         first.kill()
@@ -108,7 +108,7 @@ async def test_supervised_processes(spine: Spine) -> None:
     assert not alive
     await spine.append(10)
     refused = spine.run.relay(processes=2, relay_shards=7)
-    assert await refused.ended() == 1
+    assert await refused.ended() == 2
     assert "has 2 shards, and the settings say 7" in refused.said
     relay = spine.run.relay(relay_lease_s=1)
     await spine.relayed(relay)

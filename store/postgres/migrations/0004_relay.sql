@@ -4,6 +4,7 @@ CREATE TABLE relays (
     shards     integer     NOT NULL,
     generation integer     NOT NULL DEFAULT 0,
     paused     text,
+    discards   bigint      NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT relays_pkey PRIMARY KEY (relay_id),
     CONSTRAINT relays_shards_check CHECK (shards >= 1)

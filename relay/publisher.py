@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _YIELD_EVERY: Final = 500  # records: what is under way on the network goes on meanwhile
 _CLOSE_WITHIN_S: Final = 2.0
+_SILENT_S: Final = 5.0
 
 _FENCED: Final = (kafka.ProducerFenced, kafka.InvalidProducerEpoch)
 _REFUSED_RECORD: Final = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError, kafka.InvalidTimestampError)
@@ -87,9 +88,16 @@ class Publisher:
             "request_timeout_ms": 30_000,
             **settings,
         }
-        self._producer = AIOKafkaProducer(**self._settings)
+        self._in_doubt = False
+        self._answered_at = 0.0
+        self._producer = self._make()
 
-    async def start(self, timeout_s: float = 60.0) -> None:
+    def _make(self, **settings: Any) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(**self._settings | settings)
+        self._watch(producer.client)
+        return producer
+
+    async def start(self, timeout_s: float = 30.0) -> None:
         """Get ready to publish.
 
         Raises:
@@ -121,7 +129,7 @@ class Publisher:
             each.batch.close()
         return packed
 
-    async def send(self, records: Iterable[Record], cursor: Record, *, durable: bool = False, timeout_s: float = 60.0) -> None:
+    async def send(self, records: Iterable[Record], cursor: Record, *, durable: bool = False, timeout_s: float = 30.0) -> None:
         """Publish records, and the cursor behind them. `durable` waits until the cursor is acknowledged, too.
 
         Raises:
@@ -132,7 +140,7 @@ class Publisher:
         packed = await self.pack(records)
         await self.send_packed(packed, cursor, durable=durable, timeout_s=timeout_s)
 
-    async def send_packed(self, packed: list[Packed], cursor: Record, *, durable: bool = False, timeout_s: float = 60.0) -> None:
+    async def send_packed(self, packed: list[Packed], cursor: Record, *, durable: bool = False, timeout_s: float = 30.0) -> None:
         """Publish what `pack` returned; see `send`."""
         if not self.usable:
             raise Unavailable("the producer is not to be used again: begin anew")
@@ -156,14 +164,36 @@ class Publisher:
     async def _pack_one(self, record: Record) -> list[Packed]:
         return await self.pack([record])
 
-    async def _within(self, timeout_s: float, work: Awaitable[None], doing: str) -> None:
+    def _watch(self, client: Any) -> None:
+        """Note when Kafka answered, and when an answer to the end of a transaction was lost: the client asks again by itself."""
+        send = client.send
+
+        async def watched(node_id: int, request: Any, **more: Any) -> Any:
+            try:
+                answer = await send(node_id, request, **more)
+            except BaseException:
+                self._in_doubt = self._in_doubt or isinstance(request, EndTxnRequest)
+                raise
+            self._answered_at = time.monotonic()
+            return answer
+
+        client.send = watched
+
+    async def _within(self, timeout_s: float, work: Coroutine[Any, Any, None], doing: str) -> None:
+        """Do the work, as long as Kafka answers. The client itself tries for ever, with a password that is no longer right."""
+        task = asyncio.create_task(work)
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(timeout_s):
-                await work
-        except TimeoutError as error:
-            raise Unavailable(f"Kafka did not answer in {timeout_s} s {doing}") from error
+            while not task.done():
+                await asyncio.wait([task], timeout=0.5)
+                now = time.monotonic()
+                if not task.done() and (now - max(started, self._answered_at) > _SILENT_S or now - started > timeout_s):
+                    raise Unavailable(f"Kafka did not answer {doing}")
+            task.result()
         except (kafka.KafkaError, AssertionError) as error:  # the client asserts where its sender has failed before
             raise _translated(error, doing) from error
+        finally:
+            task.cancel()
 
 
 class TransactionalPublisher(Publisher):
@@ -180,18 +210,15 @@ class TransactionalPublisher(Publisher):
         transactional_id: str,
         *,
         max_batch_bytes: int = 1_000_000,
-        transaction_timeout_s: float = 60.0,
+        transaction_timeout_s: float = 30.0,
     ) -> None:
         timeout_ms = int(transaction_timeout_s * 1000)
         super().__init__(
             access, max_batch_bytes=max_batch_bytes, transactional_id=transactional_id, transaction_timeout_ms=timeout_ms
         )
-        self._other = AIOKafkaProducer(**self._settings | {"transactional_id": f"{transactional_id}#b"})
-        self._in_doubt = False
-        for producer in (self._producer, self._other):
-            self._watch(producer.client)
+        self._other = self._make(transactional_id=f"{transactional_id}#b")
 
-    async def start(self, timeout_s: float = 60.0) -> None:
+    async def start(self, timeout_s: float = 30.0) -> None:
         """Fence whoever published under these transactional ids before, and end what they left open."""
         for producer in (self._producer, self._other):
             await self._within(timeout_s, producer.start(), "to start transactions")
@@ -208,19 +235,6 @@ class TransactionalPublisher(Publisher):
         await self._producer.commit_transaction()
         self.usable = not self._in_doubt
         self._producer, self._other = self._other, self._producer
-
-    def _watch(self, client: Any) -> None:
-        """Notice when an answer to the end of a transaction was lost: the client asks again by itself."""
-        send = client.send
-
-        async def watched(node_id: int, request: Any, **more: Any) -> Any:
-            try:
-                return await send(node_id, request, **more)
-            except BaseException:
-                self._in_doubt = self._in_doubt or isinstance(request, EndTxnRequest)
-                raise
-
-        client.send = watched
 
     async def discard(self) -> None:
         await asyncio.gather(_abandon(self._producer), _abandon(self._other))
@@ -239,8 +253,8 @@ class IdempotentPublisher(Publisher):
 
     async def _send(self, packed: list[Packed], cursor: Record, durable: bool) -> None:
         """Publish records, and when all are acknowledged, the cursor; without waiting for that, unless it is to be durable."""
-        # Of a producer that is new to a partition the broker takes any number as the first: were the first batch refused, it would
-        # take the second. So that one waits.
+        # Of a producer that is new to a partition the broker takes any number as the first: were the first batch refused, it
+        # would take the second. So that one waits.
         first: dict[tuple[str, int], Packed] = {}
         for each in packed:
             if (each.topic, each.partition) not in self._begun:

@@ -149,10 +149,12 @@ async def check_topics(
     database: asyncpg.Pool, bootstrap: str, prefix: str, *, at_least_once: bool = False, parked: Collection[int] = ()
 ) -> int:
     """Check that the topics, read committed, are the log: every event once, its bytes untouched, each partition in the order of
-    positions, and each stream in the order of its versions; return how many events they hold. The envelope is in the headers or in
+    positions, and each stream in the order of its versions; return how many events they hold. The envelope is in the headers
+    or in
     the value.
 
-    A record that comes late says so, and that all before it in its partition is at or below the position that it names. The events
+    A record that comes late says so, and that all before it in its partition is at or below the position that it names. The
+    events
     at positions `parked`, and no others, are not there. With `at_least_once` records may be there again: a reader that drops
     positions (of late records, numbers) at or below the last has each event once.
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).parents[1]
 
@@ -77,16 +78,14 @@ class Processes:
         self._folder = folder
         self._started: list[Process] = []
 
-    def relay(self, *, bootstrap: str | None = None, processes: int = 1, **settings: object) -> Process:
+    def relay(self, *, bootstrap: str | None = None, processes: int = 1, **settings: Any) -> Process:
         several = ["--processes", str(processes)] if processes > 1 else []
         return self.command(["relay", "run", *several], bootstrap=bootstrap, **settings)
 
     def consumer(self, *, bootstrap: str | None = None) -> Process:
         return self.command(["consume", "tests.projections:OrderTotals"], bootstrap=bootstrap)
 
-    def command(
-        self, arguments: list[str], *, bootstrap: str | None = None, folder: Path = _ROOT, **settings: object
-    ) -> Process:
+    def command(self, arguments: list[str], *, bootstrap: str | None = None, folder: Path = _ROOT, **settings: Any) -> Process:
         """Start `eventspine …` in a folder; `settings` are put into its environment."""
         environment = self._environment | {f"EVENTSPINE_{name.upper()}": str(value) for name, value in settings.items()}
         environment |= {"EVENTSPINE_KAFKA_BOOTSTRAP": bootstrap} if bootstrap else {}

@@ -66,6 +66,7 @@ async def run_demo(
                 "EVENTSPINE_POSTGRES_DSN": postgres_dsn,
                 "EVENTSPINE_KAFKA_BOOTSTRAP": kafka_bootstrap,
                 "EVENTSPINE_TOPIC_PREFIX": topic_prefix,
+                "EVENTSPINE_RELAY_LEASE_S": "2",  # begun again after a kill, it need not wait for long
             }
             commands = {"relay": ["relay", "run"]}
             commands |= {each.name: ["consume", f"{__package__}:{each.__name__}"] for each in _PROJECTIONS}

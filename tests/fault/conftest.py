@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,7 +16,6 @@ from tests import oracle
 from tests.event_types import paid, placed
 from tests.processes import Process, Processes, processes
 from tests.waiting import wait_for
-
 
 _SHARDS = "SELECT shard, state, position, worker_id FROM relay_shards WHERE relay_id = $1 ORDER BY shard"
 _OWNERS = """
@@ -98,7 +98,7 @@ class Spine:
         rows = await self.pool.fetch("SELECT global_position FROM relay_parked WHERE relay_id = $1 ORDER BY 1", self.relay_id)
         return [row["global_position"] for row in rows]
 
-    async def command(self, *arguments: str, code: int = 0, **settings: object) -> str:
+    async def command(self, *arguments: str, code: int = 0, **settings: Any) -> str:
         """Run `eventspine …` to its end and return what it said."""
         process = self.run.command(list(arguments), **settings)
         ended = await process.ended(60)
@@ -120,9 +120,7 @@ class Spine:
         await oracle.check_log(self.pool)
         await oracle.check_acked(self.pool, self.acked)
         parked = await self.parked()
-        return await oracle.check_topics(
-            self.pool, self.bootstrap, self.topic_prefix, at_least_once=at_least_once, parked=parked
-        )
+        return await oracle.check_topics(self.pool, self.bootstrap, self.topic_prefix, at_least_once=at_least_once, parked=parked)
 
     async def check(self, *, at_least_once: bool = False) -> None:
         """The oracle: acked ⊆ log, log dense, topics = log, read model = fold of the log."""

@@ -86,7 +86,8 @@ FROZEN = {
 
 @pytest.mark.parametrize("step", FROZEN)
 async def test_frozen_relay_is_fenced(spine: Spine, step: str) -> None:
-    """A relay that slept through its own succession wakes up as a zombie, with a request on its way: Kafka's producer epoch refuses
+    """A relay that slept through its own succession wakes up as a zombie, with a request on its way: Kafka's producer epoch
+    refuses
     it."""
     api_key, skip = FROZEN[step]
     await spine.append(60)

@@ -1,4 +1,5 @@
-"""Records that their topic refuses: the stream is set aside, the others flow, and a retry publishes it once, whenever the relay dies."""
+"""Records that their topic refuses: the stream is set aside, the others flow, and a retry publishes it once, whenever the
+relay dies."""
 
 from __future__ import annotations
 
@@ -141,9 +142,7 @@ async def test_what_was_discarded_holds_up_its_stream_no_longer(spine: Spine) ->
     await spine.command("relay", "parked", "retry", "Order-a", code=0 if await spine.parked() else 1)
     await wait_for(spine.parked, lambda left: not left)
     await relay.stop()
-    published = [
-        int(dict(each.headers())["ce_globalposition"]) for each in read_committed(spine.bootstrap, topic)
-    ]
+    published = [int(dict(each.headers())["ce_globalposition"]) for each in read_committed(spine.bootstrap, topic)]
     assert sorted(published) == [p for p in range(1, position + 1) if p != first]
 
 

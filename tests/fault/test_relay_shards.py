@@ -11,7 +11,6 @@ import pytest
 
 from tests.fault.conftest import Spine
 from tests.fault.proxy import ADD_PARTITIONS_TO_TXN, END_TXN, Moment, Trap, kafka_proxy
-from tests.processes import Process
 from tests.waiting import wait_for
 
 

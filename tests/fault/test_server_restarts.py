@@ -10,7 +10,7 @@ from tests.waiting import wait_for
 
 
 async def test_broker_killed_and_restarted(spine: Spine, stack: Any) -> None:
-    relay, consumer = spine.run.relay(), spine.run.consumer()
+    relay, consumer = spine.run.relay(relay_batch_events=1000), spine.run.consumer()
     async with spine.load():
         await wait_for(spine.applied, lambda applied: applied > 100, timeout_s=30)
         await asyncio.to_thread(stack.kafka.kill)
@@ -26,7 +26,7 @@ async def test_broker_killed_and_restarted(spine: Spine, stack: Any) -> None:
 
 
 async def test_postgres_killed_and_restarted(spine: Spine, stack: Any) -> None:
-    relay, consumer = spine.run.relay(), spine.run.consumer()
+    relay, consumer = spine.run.relay(relay_batch_events=1000), spine.run.consumer()
     async with spine.load():
         await wait_for(spine.applied, lambda applied: applied > 100, timeout_s=30)
         await asyncio.to_thread(stack.postgres.kill)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
@@ -20,7 +19,7 @@ def _admin(bootstrap: str) -> AdminClient:
 
 async def make_topic(bootstrap: str, topic: str, *, partitions: int = 2, **settings: object) -> None:
     """Make a topic; `max_message_bytes=2000` sets `max.message.bytes`."""
-    config: Mapping[str, str] = {name.replace("_", "."): str(value) for name, value in settings.items()}
+    config: dict[str, str] = {name.replace("_", "."): str(value) for name, value in settings.items()}
     admin = _admin(bootstrap)
     made = admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, config=config)])
     await asyncio.to_thread(made[topic].result, 30)

@@ -254,7 +254,7 @@ def parked_retry(
 
 @parked_app.command("discard")
 def parked_discard(context: typer.Context, stream_id: Annotated[str, typer.Argument(help="The parked stream.")]) -> None:
-    """Give up publishing the first parked event of a stream (the log keeps it). Retry the stream for those behind it."""
+    """Give up publishing the first parked event of a stream (the log keeps it). Those behind it are published, late."""
     position = _with_state(context, lambda state: state.discard(stream_id))
     if position is None:
         messages.print("nothing is parked there", markup=False)

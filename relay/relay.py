@@ -100,6 +100,7 @@ class Relay:
         self._discards = -1
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._in_trouble: set[str] = set()
+        self._said: set[str] = set()
         self._backoffs: dict[str, Backoff] = {}
         self._registered = False
         self._stop = asyncio.Event()
@@ -276,6 +277,9 @@ class Relay:
                     return
                 if not self._in_trouble:
                     logger.warning("relay waits: %s", error, extra={"relay": self._rows.relay_id, "position": self.position})
+                elif str(error) not in self._said:
+                    logger.warning("relay still waits: %s", error, extra={"relay": self._rows.relay_id})
+                self._said.add(str(error))
                 self._in_trouble.add(who)
                 delay_s = backoff.next_delay_s()
                 if delay_s is None:
@@ -290,6 +294,7 @@ class Relay:
         if who in self._in_trouble:
             self._in_trouble.discard(who)
             if not self._in_trouble:
+                self._said.clear()
                 logger.info("relay goes on", extra={"relay": self._rows.relay_id, "position": self.position})
 
     async def _pause(self, seconds: float) -> None:

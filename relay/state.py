@@ -153,7 +153,10 @@ class RelayState:
         return {row["stream_id"] for row in await self._fetch(_PARKED_STREAMS, self.relay_id)}
 
     async def parked_to_retry(self) -> list[tuple[int, str]]:
-        """Return position and stream of the parked events of streams that are to be tried again, in order."""
+        """Return position and stream of the parked events of streams that are to be tried again, in order.
+
+        Those are the ones that somebody asked for, and those whose first event was given up.
+        """
         return [(row["global_position"], row["stream_id"]) for row in await self._fetch(_TO_RETRY, self.relay_id)]
 
     async def unpark(self, positions: Sequence[int]) -> None:

@@ -72,7 +72,7 @@ class Processes:
             "EVENTSPINE_TOPIC_PREFIX": topic_prefix,
             "EVENTSPINE_SESSION_TIMEOUT_S": "6",  # the least that the broker allows
             "EVENTSPINE_RELAY_BATCH_EVENTS": "50",
-            "EVENTSPINE_RELAY_LEASE_S": "2",
+            "EVENTSPINE_RELAY_LEASE_S": "1",
             "EVENTSPINE_CONSUME_BATCH_EVENTS": "200",
         }
         self._folder = folder

@@ -121,7 +121,7 @@ async def test_stopped_in_mid_append_and_continued(
     demo: Demo, pool: asyncpg.Pool, number: signal.Signals, started: list[psutil.Process]
 ) -> None:
     """When events are on their way through all parts, the demo is stopped. Nobody survives it, and the next one goes on."""
-    days = 45
+    days = 32
     process = demo.start(days)
     started.append(process)
 

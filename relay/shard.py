@@ -353,6 +353,8 @@ class Shard:
         done = tuple(numbered)
         numbers = {position: number for number, position in enumerate(done, cursor.late + 1)}
         published_after = max(cursor.position, *self._floors, 0)
+        if self._options.delivery == "at-least-once":  # a life whose cursor was lost may have published more than we know of
+            published_after = max(published_after, await self._log.last_position())
         late = [
             record._replace(headers=[*record.headers, *late_headers(published_after, numbers[event.global_position])])
             for record, event in zip(self._dressed(batch), batch.sources, strict=True)

@@ -46,6 +46,9 @@ class Source(Protocol):
     async def read_stored_at(self, positions: Sequence[int]) -> Sequence[Any]:
         """Return what lies at positions, in order."""
 
+    async def last_position(self) -> int:
+        """Return the highest position that there is or was, 0 if none."""
+
     async def event_id_at(self, position: int) -> str | None:
         """Return the id at a position; None if the source does not reach that far; `TRIMMED` if it did, and it is gone."""
 

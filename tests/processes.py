@@ -66,6 +66,7 @@ class Processes:
     """Starts processes against one database and one topic prefix, and ends whatever is left."""
 
     def __init__(self, database: str, bootstrap: str, topic_prefix: str, folder: Path) -> None:
+        self.database = database
         self._environment = {
             "EVENTSPINE_POSTGRES_DSN": database,
             "EVENTSPINE_KAFKA_BOOTSTRAP": bootstrap,

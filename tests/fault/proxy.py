@@ -37,12 +37,13 @@ class Trap:
     moment: Moment
     strike: Callable[[], None]
     skip: int = 0
+    about: bytes = b""  # what a request must contain, as the name of a topic
     holds: bool = False
     sprung: bool = False
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def springs(self, api_key: int, moment: Moment) -> bool:
-        if self.sprung or api_key != self.api_key or moment != self.moment:
+    def springs(self, request: bytes, moment: Moment) -> bool:
+        if self.sprung or moment != self.moment or _api_key(request) != self.api_key or self.about not in request:
             return False
         if self.skip:
             self.skip -= 1
@@ -78,6 +79,12 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    @property
+    def client_ports(self) -> list[int]:
+        """The ports that the server sees as its clients'."""
+        names = [writer.get_extra_info("sockname") for writer in self._writers]
+        return [name[1] for name in names if name and name[1] != self.port]
+
     def redirect(self, server_port: int) -> None:
         """Forward new connections to another server."""
         self._server_port = server_port
@@ -110,7 +117,7 @@ class Proxy:
             return
         writers = {client_writer, server_writer}
         self._writers |= writers
-        asked: dict[int, int] = {}
+        asked: dict[int, bytes] = {}
         try:
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(self._requests(client_reader, server_writer, asked))
@@ -122,10 +129,10 @@ class Proxy:
             for writer in writers:
                 writer.transport.abort()
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
         await self._copy(reader, writer)
 
-    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
         await self._copy(reader, writer)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,29 +160,32 @@ class KafkaProxy(Proxy):
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
         while True:
             frame = await _frame(reader)
-            api_key, _, correlation_id = struct.unpack_from(">hhi", frame, 4)
-            await self._spring(api_key, "before")
-            asked[correlation_id] = api_key
-            self.requests[api_key] += 1
+            await self._spring(frame, "before")
+            asked[struct.unpack_from(">i", frame, 8)[0]] = frame
+            self.requests[_api_key(frame)] += 1
             await self._forward(frame, writer)
 
-    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, int]) -> None:
+    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
         broker = b"127.0.0.1" + struct.pack(">i", self._server_port)
         proxy = b"127.0.0.1" + struct.pack(">i", self.port)
         while True:
             frame = await _frame(reader)
-            api_key = asked.pop(struct.unpack_from(">i", frame, 4)[0])
+            request = asked.pop(struct.unpack_from(">i", frame, 4)[0])
             frame = frame.replace(broker, proxy)  # in Metadata, FindCoordinator, and since KIP-951 in Produce and Fetch too
-            await self._spring(api_key, "unanswered")
+            await self._spring(request, "unanswered")
             await self._forward(frame, writer)
-            await self._spring(api_key, "answered")
+            await self._spring(request, "answered")
 
-    async def _spring(self, api_key: int, moment: Moment) -> None:
-        if (trap := self.trap) is not None and trap.springs(api_key, moment):
+    async def _spring(self, request: bytes, moment: Moment) -> None:
+        if (trap := self.trap) is not None and trap.springs(request, moment):
             await trap.hold()
+
+
+def _api_key(request: bytes) -> int:
+    return int(struct.unpack_from(">h", request, 4)[0])
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests import oracle
@@ -29,7 +31,7 @@ async def test_relay_killed(spine: Spine, step: str, monkeypatch: pytest.MonkeyP
     api_key, moment, skip = STEPS[step]
     await spine.append(60)  # 120 events: three batches
     async with kafka_proxy(spine.bootstrap) as proxy:
-        victim = spine.run.relay(bootstrap=proxy.bootstrap)
+        victim = spine.run.relay(bootstrap=proxy.bootstrap, relay_lease_s=1)
         proxy.trap = trap = Trap(api_key, _moment(moment), victim.kill, skip)
         await wait_for(
             lambda: trap if trap.sprung else (trap, proxy.requests, victim.said[-2000:]),
@@ -38,11 +40,29 @@ async def test_relay_killed(spine: Spine, step: str, monkeypatch: pytest.MonkeyP
         )
         assert await victim.ended() == -9
     await spine.append(60)
-    relay, consumer = spine.run.relay(), spine.run.consumer()
+    relay = spine.run.relay(relay_lease_s=1)
+    await spine.relayed(relay)
+    await relay.stop()
+    await spine.check_published()
+
+
+@pytest.mark.parametrize("moment", ["unanswered", "answered"])
+async def test_relay_killed_without_transactions(spine: Spine, moment: str) -> None:
+    """Records whose cursor was lost are published again; a reader that drops positions at or below the last has each once."""
+    topic = f"{spine.topic_prefix}Order"
+    await spine.append(60)
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        victim = spine.run.relay(bootstrap=proxy.bootstrap, relay_lease_s=1, relay_delivery="at-least-once")
+        proxy.trap = Trap(PRODUCE, _moment(moment), victim.kill, skip=1, about=topic.encode())
+        assert await victim.ended() == -9
+    await spine.append(60)
+    relay, consumer = spine.run.relay(relay_lease_s=1, relay_delivery="at-least-once"), spine.run.consumer()
     await spine.caught_up(relay, consumer)
     await relay.stop()
     await consumer.stop()
-    await spine.check()
+    await spine.check(at_least_once=True)
+    records = await asyncio.to_thread(oracle.read_committed, spine.bootstrap, topic)
+    assert len(records) > 240 if moment == "unanswered" else len(records) >= 240
 
 
 async def test_relay_loses_its_connections_and_goes_on(spine: Spine) -> None:

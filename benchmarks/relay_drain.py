@@ -22,8 +22,8 @@ _CHUNK = 5_000
 _PUMPED = 3
 _IN_MEMORY = 50_000
 _BACKLOG = """
-INSERT INTO rival_outbox (id, aggregatetype, aggregateid, type, payload)
-SELECT gen_random_uuid(), stream_type, stream_id, event_type, payload FROM events
+INSERT INTO rival_outbox
+SELECT gen_random_uuid(), stream_type, stream_id, event_type, payload{more} FROM events
  WHERE global_position > $1 AND global_position <= $2 ORDER BY global_position"""
 
 
@@ -111,8 +111,9 @@ class Drains:
 
     async def debezium(self, connect: Connect, debezium: Debezium) -> Cost:
         """Debezium, which stands still while its outbox is filled, by transactions of 5,000 rows."""
+        backlog = _BACKLOG.format(more="".join(f", {value}" for value in debezium.headers.values()))
         for start in range(0, self._events, _CHUNK):
-            await self._pool.execute(_BACKLOG, start, min(start + _CHUNK, self._events))
+            await self._pool.execute(backlog, start, min(start + _CHUNK, self._events))
         await self._ready(topic := uuid4().hex)
         assert connect.pid is not None
         with self._meter(connect.pid) as meter:

@@ -12,6 +12,7 @@ from benchmarks.relay_latency import Latency
 NAIVE = "naive relay, batches of 100"
 PUMP = "bare pump, records in memory"
 WARM = "Debezium, warm, best of three drains"
+SAME_HEADERS = "Debezium, warm, with our headers"
 COLD = "Debezium, first drain of its JVM"
 PROMPT = "Debezium, poll 1 ms"
 AS_DRAINED = "Debezium, settings of its drain"
@@ -30,6 +31,7 @@ class RelayFigures:
     """Everything that is measured, over the runs. `costs` are by side."""
 
     warm: Figure = field(default_factory=lambda: _rate(ONCE.title, WARM, 2))
+    same_headers: Figure = field(default_factory=lambda: _rate(ONCE.title, SAME_HEADERS))
     cold: Figure = field(default_factory=lambda: _rate(ONCE.title, COLD))
     pump: Figure = field(default_factory=lambda: _rate(ONCE.title, PUMP, 0.5))
     naive: Figure = field(default_factory=lambda: _rate(ONCE.title, NAIVE, 5))
@@ -60,6 +62,7 @@ class RelayFigures:
             self.costs.setdefault(side, []).append(cost)
         for figure, ours, rival in (
             (self.warm, ONCE.side, WARM),
+            (self.same_headers, ONCE.side, SAME_HEADERS),
             (self.cold, ONCE.side, COLD),
             (self.pump, ONCE.side, PUMP),
             (self.naive, ONCE.side, NAIVE),

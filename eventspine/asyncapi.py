@@ -63,6 +63,7 @@ def asyncapi_document(
     title: str = "Events",
     topic_prefix: str = "events.",
     bootstrap: str = "",
+    encrypted: bool = False,
     registry_url: str = "",
     value_format: str = "data",
     subject_strategy: str = "TopicRecordNameStrategy",
@@ -72,7 +73,7 @@ def asyncapi_document(
 
     `event_types` are all that are registered, in all versions; `categories` says which of them are in which topic. The document's
     version rises with each version of a type that is registered. The application that it describes is the relay: it sends.
-    `key` says what records are keyed by where that is not the stream.
+    `encrypted` says that the brokers speak TLS, `key` what records are keyed by where that is not the stream.
     """
     topics = {category: sorted(set(names)) for category, names in sorted(categories.items())}
     used = {name for names in topics.values() for name in names}
@@ -85,7 +86,7 @@ def asyncapi_document(
         "defaultContentType": "application/avro",
     }
     if bootstrap:
-        document["servers"] = _servers(bootstrap, registry_url)
+        document["servers"] = _servers(bootstrap, registry_url, "kafka-secure" if encrypted else "kafka")
     document["channels"] = {
         category: {
             "address": topic_of(category, topic_prefix),
@@ -141,11 +142,11 @@ def _message(event_type: EventType, value_format: str) -> dict[str, Any]:
     return {**message, "summary": doc} if doc else message
 
 
-def _servers(bootstrap: str, registry_url: str) -> dict[str, Any]:
+def _servers(bootstrap: str, registry_url: str, protocol: str) -> dict[str, Any]:
     registry = {"schemaRegistryUrl": registry_url, "schemaRegistryVendor": "confluent"} if registry_url else {}
     brokers = [broker.strip() for broker in bootstrap.split(",") if broker.strip()]
     return {
-        f"broker{number}": {"host": broker, "protocol": "kafka", "bindings": {"kafka": {**registry, **_BINDING}}}
+        f"broker{number}": {"host": broker, "protocol": protocol, "bindings": {"kafka": {**registry, **_BINDING}}}
         for number, broker in enumerate(brokers, 1)
     }
 

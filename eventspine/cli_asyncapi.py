@@ -40,6 +40,7 @@ def asyncapi(
                 title=title,
                 topic_prefix=settings.topic_prefix,
                 bootstrap=settings.kafka_bootstrap,
+                encrypted="SSL" in settings.kafka_security_protocol,
                 registry_url=registry_url,
                 value_format=settings.value_format,
                 subject_strategy=settings.subject_strategy,

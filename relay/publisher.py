@@ -31,8 +31,23 @@ _YIELD_EVERY: Final = 500  # records: what is under way on the network goes on m
 _CLOSE_WITHIN_S: Final = 2.0
 _SILENT_S: Final = 5.0
 
+
+class _InvalidRecord(kafka.BrokerResponseError):  # type: ignore[misc]  # the client has no types
+    """Kafka's error 87, which the client does not know: the topic's rules, or those of its schemas, refuse a record."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+
+
+kafka.kafka_errors.setdefault(_InvalidRecord.errno, _InvalidRecord)
+
 _FENCED: Final = (kafka.ProducerFenced, kafka.InvalidProducerEpoch)
-_REFUSED_RECORD: Final = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError, kafka.InvalidTimestampError)
+_REFUSED_RECORD: Final = (
+    kafka.MessageSizeTooLargeError,
+    kafka.RecordListTooLargeError,
+    kafka.InvalidTimestampError,
+    _InvalidRecord,
+)
 _REFUSED_ACCESS: Final = (
     kafka.TopicAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
@@ -318,7 +333,8 @@ def _translated(error: BaseException, doing: str) -> EventspineError:
         if isinstance(each, _FENCED):
             return Fenced(f"another process took over {doing} ({type(each).__name__})")
         if isinstance(each, _REFUSED_RECORD):
-            return Refused(f"Kafka refused {said}; raise the topic's max.message.bytes")
+            hint = "see the rules of the topic" if isinstance(each, _InvalidRecord) else "raise the topic's max.message.bytes"
+            return Refused(f"Kafka refused {said}; {hint}")
         if isinstance(each, _REFUSED_ACCESS):
             return SettingsError(f"Kafka refused {said}; check the rights and the settings")
     return Unavailable(f"Kafka failed {said}")

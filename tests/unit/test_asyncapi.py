@@ -65,4 +65,10 @@ def test_each_broker_is_a_server() -> None:
     document = asyncapi_document(_TYPES, _CATEGORIES, bootstrap="one:9092, two:9092", registry_url="http://127.0.0.1:8081")
     assert [server["host"] for server in document["servers"].values()] == ["one:9092", "two:9092"]
     assert document["servers"]["broker2"]["bindings"]["kafka"]["schemaRegistryVendor"] == "confluent"
+    assert {server["protocol"] for server in document["servers"].values()} == {"kafka"}
     assert "servers" not in asyncapi_document(_TYPES, _CATEGORIES)
+
+
+def test_brokers_that_speak_tls_are_said_to() -> None:
+    document = asyncapi_document(_TYPES, _CATEGORIES, bootstrap="one:9093", encrypted=True)
+    assert document["servers"]["broker1"]["protocol"] == "kafka-secure"

@@ -62,7 +62,7 @@ class Settings:
     topic_retention_ms: int = _setting(-1, "how long a new topic keeps events, in milliseconds; -1 is for ever")
     max_event_bytes: int = _setting(1_000_000, "limit of encoded data plus metadata of one event, in bytes")
     relay_delivery: str = _setting(
-        "exactly-once", "exactly-once (Kafka transactions), or at-least-once: sooner, and after a crash some are there twice"
+        "exactly-once", "exactly-once (Kafka transactions), or at-least-once: sooner, and some may be there twice"
     )
     relay_shards: int = _setting(0, "shards of a new relay, each published by one process at a time; 0: what it has, or 1")
     relay_routing: str = _setting("", "what is published where: MODULE:NAME of a Routing; if empty, all by category")

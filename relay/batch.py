@@ -18,6 +18,9 @@ __all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_headers"]
 BEHIND_PARKED = "waits behind a parked event of its stream"
 
 
+_NONE: Mapping[tuple[str, int], int] = {}
+
+
 class Batch(NamedTuple):
     """Records, the events that they were made of ("same length, in order"), what is to be parked, and the cursor behind all."""
 
@@ -43,11 +46,13 @@ def build_batch(
     shards: int,
     floors: Sequence[int],
     parked: Set[str],
+    tails: Mapping[tuple[str, int], int] = _NONE,
 ) -> Batch | Unknown:
     """Return what a shard publishes of events that follow each other; `cursor` is behind the last.
 
     `partitions` says how many each topic has, `floors` up to where an earlier generation of shards has published (by old shard,
-    partition p by shard p % len(floors)), `parked` which streams are set aside. An event that can't be routed is parked, and what
+    partition p by shard p % len(floors)), `parked` which streams are set aside, `tails` up to where a partition is known to be
+    published, whatever the cursor says. An event that can't be routed is parked, and what
     follows in its stream behind it.
     """
     records: list[Record] = []
@@ -79,6 +84,8 @@ def build_batch(
             continue
         partition = partition_of(key, count)
         if sharded and (partition % shards != shard or (floors and event.global_position <= floors[partition % len(floors)])):
+            continue
+        if tails and event.global_position <= tails.get((topic, partition), 0):
             continue
         if event.stream_id in parked or event.stream_id in aside_streams:
             aside.append(Parked(event.global_position, event.stream_id, BEHIND_PARKED, 0))

@@ -38,6 +38,8 @@ class OutboxRouter:
     `reserved_prefix` begins the names of the log's topics: they hold the log's events alone.
     """
 
+    positions_in_headers: Final = False
+
     def __init__(self, *, reserved_prefix: str) -> None:
         self._reserved = reserved_prefix or cursor_topic("")
 

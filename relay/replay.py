@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ..schemas import EventspineError, IntegrityError, SettingsError, StoredEvent, Unavailable
-from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
+from ..schemas.kafka import KafkaAccess, client_settings, translated_kafka
 from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
 from .partition import partition_of
 from .publisher import Record, TransactionalPublisher, publishing
 from .router import Router
-from .topic_reader import found_of
+from .tails import read_tails
 from .topics import TopicSettings, ensure_topic
 
 __all__ = ["Republished", "last_position", "replay", "republish"]
@@ -151,7 +150,7 @@ def _made(record_of: Callable[[StoredEvent], Record | None], event: StoredEvent)
         ) from error
 
 
-def last_position(kafka: str | KafkaAccess, topic: str, *, timeout_s: float = 60.0) -> int:
+def last_position(kafka: str | KafkaAccess, topic: str) -> int:
     """Return the highest position of a topic's committed records, 0 if it has none. Blocks.
 
     Looks at the last record of each partition: so for topics whose positions rise.
@@ -159,53 +158,13 @@ def last_position(kafka: str | KafkaAccess, topic: str, *, timeout_s: float = 60
     Raises:
         IntegrityError: a record has no position.
     """
-    consumer = Consumer(
-        client_settings(kafka)
-        | {
-            "group.id": "eventspine-replay",  # the client demands one; nothing is ever committed under it
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 20,
-        }
-    )
-    highest, back = 0, 16
-    try:
-        with translated_kafka(_DOING):
-            partitions = consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
-            extents = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=timeout_s) for n in partitions}
-            left = {number for number, (low, high) in extents.items() if low < high}
-            while left:  # the last records may be the marks of transactions only: look further back
-                starts = {number: max(extents[number][0], extents[number][1] - back) for number in left}
-                found = _last_in(consumer, topic, starts, timeout_s)
-                highest = max([highest, *found.values()])
-                left = {number for number in left - found.keys() if starts[number] > extents[number][0]}
-                back *= 64
-    finally:
-        consumer.close()
-    return highest
-
-
-def _last_in(consumer: Consumer, topic: str, starts: dict[int, int], timeout_s: float) -> dict[int, int]:
-    """Return the position of the last record of each partition that has one behind its start."""
-    consumer.assign([TopicPartition(topic, number, offset) for number, offset in starts.items()])
-    found: dict[int, int] = {}
-    open_ones = set(starts)
-    while open_ones:
-        message = consumer.poll(timeout_s)
-        if message is None:
-            raise Unavailable(f"topic {topic} was not read to its end in {timeout_s} s")
-        error, number = message.error(), message.partition() or 0
-        if error is not None and error.code() == KafkaError._PARTITION_EOF:
-            open_ones.discard(number)
-        elif error is not None:
-            raise kafka_error(error, _DOING)
-        else:
-            record = found_of(message)
-            if not record.position:
-                raise IntegrityError(f"{topic}[{number}] offset {record.offset} is no event: replay into a topic of its own")
-            found[number] = record.position
-    return found
+    with translated_kafka(_DOING):
+        partitions = AdminClient(client_settings(kafka)).list_topics(topic, timeout=30).topics[topic].partitions
+    tails = read_tails(kafka, [(topic, number) for number in partitions], group="eventspine-replay")
+    for (_, number), tail in tails.items():
+        if tail.foreign is not None:
+            raise IntegrityError(f"{topic}[{number}] offset {tail.foreign} is no event: replay into a topic of its own")
+    return max(tail.position for tail in tails.values())
 
 
 def _ensure(kafka: str | KafkaAccess, topic: str, settings: TopicSettings) -> int:

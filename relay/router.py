@@ -86,6 +86,8 @@ class Router:
     small objects of a batch need not all be there at once.
     """
 
+    positions_in_headers: Final = True
+
     def __init__(
         self,
         log: PostgresLog,

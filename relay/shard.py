@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, check_l
 from .publisher import IdempotentPublisher, Packed, Publisher, Record, Refused, TransactionalPublisher, publishing
 from .router import LATER
 from .state import Parked, Rate, RelayState, ShardReport
+from .tails import read_tails
 from .topics import Topics
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Shard:
         self._parked: set[str] = set()
         self._given_up: tuple[int, ...] = ()
         self._floors: Sequence[int] = ()
+        self._tails: dict[tuple[str, int], int] = {}  # of partitions whose last life may have been ahead of its cursor
         self._written = START  # the last cursor on Kafka
         self._link: tuple[int, str] | None = None
         self._linked_at = float("-inf")
@@ -179,7 +181,29 @@ class Shard:
         self.position = cursor.position
         self._linked_at = float("-inf")
         self._parked = await self._rows.parked_streams()
+        self._tails = await self._find_tails(cursor)
         return cursor
+
+    async def _find_tails(self, cursor: Cursor) -> dict[tuple[str, int], int]:
+        """Return how far partitions are ahead of the cursor, which is written behind the records, and may be lost.
+
+        Without this, what is there would be published again; and where the broker refuses now what it took before, it would be
+        parked, and published late a second time, which readers can't tell.
+        """
+        if self._options.delivery != "at-least-once" or not self._router.positions_in_headers:
+            return {}
+        mine = [
+            (topic, number)
+            for topic, count in self._topics.partitions.items()
+            for number in range(self.number, count, self._shards)
+        ]
+        group = f"{self._cursor_topic}-reader"
+        tails = await asyncio.to_thread(read_tails, self._kafka, mine, group=group)
+        ahead = {partition: tail for partition, tail in tails.items() if tail.position > cursor.position}
+        for tail in ahead.values():
+            if tail.event_id:
+                check_history(Cursor(tail.position, tail.event_id), await self._log.event_id_at(tail.position))
+        return {partition: tail.position for partition, tail in ahead.items()}
 
     async def _publish_from(self, sender: Publisher, cursor: Cursor) -> Cursor:
         """Publish what follows a cursor, until asked to stop; return the last cursor.
@@ -215,7 +239,7 @@ class Shard:
                 behind = len(events) >= min(_BEHIND_EVENTS, self._limit)
                 if behind and self._limit > 1:
                     reading = asyncio.create_task(self._read_after(cursor))
-                batch = await self._build(events, cursor, parked=self._parked, floors=self._floors)
+                batch = await self._build(events, cursor)
                 self._parked |= {each.stream_id for each in batch.parked}
                 packed = await sender.pack(self._dressed(batch)) if sending is not None else None
                 if sending is not None:
@@ -243,8 +267,8 @@ class Shard:
         check_history(cursor, event_id)
         return events
 
-    async def _build(self, events: Sequence[Stored], cursor: Cursor, *, parked: Set[str], floors: Sequence[int]) -> Batch:
-        """Route events; make topics that are new."""
+    async def _build(self, events: Sequence[Stored], cursor: Cursor, *, late: bool = False) -> Batch:
+        """Route events; make topics that are new. What was parked is published `late`, wherever the partition is by then."""
         await self._router.prepare(events)
         while True:
             built = build_batch(
@@ -254,8 +278,9 @@ class Shard:
                 partitions=self._topics.partitions,
                 shard=self.number,
                 shards=self._shards,
-                floors=floors,
-                parked=parked,
+                floors=() if late else self._floors,
+                parked=frozenset() if late else self._parked,
+                tails={} if late else self._tails,
             )
             if not isinstance(built, Unknown):
                 await self._router.list_subjects()
@@ -283,6 +308,8 @@ class Shard:
                     await self._park(batch.sources, refused.reason)
                 raise
             self._written = cursor
+            if self._tails and cursor.position >= max(self._tails.values()):
+                self._tails = {}
             self.published.count += len(batch.records)
             self._limit = min(2 * self._limit, self._options.batch_events)
         self.position = batch.cursor.position
@@ -316,7 +343,7 @@ class Shard:
         return cursor
 
     async def _retry_stream(self, sender: Publisher, cursor: Cursor, stream: list[Stored]) -> Cursor:
-        batch = await self._build(stream, cursor, parked=frozenset(), floors=())
+        batch = await self._build(stream, cursor, late=True)
         await self._rows.park(self.number, batch.parked)
         if self.number == 0:  # one of the shards forgets what is not to be published any more
             await self._rows.unpark([each.global_position for each in stream if self._goes_nowhere(each)])
@@ -382,7 +409,7 @@ class Shard:
             self._written, self._given_up = after, ()
             return after
         events = await self._log.read_stored_at(cursor.retrying)
-        batch = await self._build(events, cursor, parked=frozenset(), floors=())
+        batch = await self._build(events, cursor, late=True)
         try:
             return await self._send_late(sender, cursor, batch, cursor.retrying)
         except Refused as refused:

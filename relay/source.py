@@ -65,6 +65,10 @@ class Source(Protocol):
 class Routes(Protocol):
     """Says where what a source holds goes on Kafka."""
 
+    @property
+    def positions_in_headers(self) -> bool:
+        """Whether records carry their positions as events do."""
+
     async def prepare(self, events: Sequence[Any], /) -> None:
         """Get ready to route these."""
 

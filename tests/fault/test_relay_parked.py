@@ -172,6 +172,26 @@ async def test_a_refused_record_without_transactions(spine: Spine) -> None:
     await spine.check(at_least_once=True)
 
 
+async def test_what_was_taken_is_not_parked_when_it_would_be_refused_now(spine: Spine) -> None:
+    """Without transactions: the records are there, their cursor is lost, and the topic takes less than before."""
+    topic = f"{spine.topic_prefix}Order"
+    await make_topic(spine.bootstrap, topic, partitions=1, max_message_bytes=LARGE)
+    await spine.append(1)
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        victim = spine.run.relay(bootstrap=proxy.bootstrap, relay_lease_s=1, relay_delivery="at-least-once")
+        await spine.relayed(victim)
+        proxy.trap = Trap(PRODUCE, "unanswered", victim.kill, about=topic.encode())
+        await append(spine, "Order-a", big(), big(1))
+        assert await victim.ended() == -9
+    await set_max_message_bytes(spine.bootstrap, topic, SMALL)
+    relay = spine.run.relay(relay_lease_s=1, relay_delivery="at-least-once")
+    await append(spine, "Order-a", big(1))
+    await spine.relayed(relay)
+    assert not await spine.parked()
+    await relay.stop()
+    await spine.check_published()
+
+
 async def test_a_refused_batch_holds_up_its_partition_without_transactions(spine: Spine) -> None:
     """The topic was made smaller behind the relay's back: its first batch is refused, and the second, which would fit, must not
     pass it."""

@@ -136,6 +136,15 @@ def built(events: list[StoredEvent], **options: Any) -> Batch:
     return batch
 
 
+def test_what_a_partition_has_is_neither_published_nor_set_aside_again() -> None:
+    events = [stored(1), stored(2), stored(3, stream_id="Order-4"), stored(4)]
+    partition = built(events[:1]).records[0].partition
+    assert partition != built(events[2:3]).records[0].partition
+    batch = built(events, tails={("Order", partition): 2}, parked={"Order-1"})
+    assert [event.global_position for event in batch.sources] == [3]
+    assert [each.position for each in batch.parked] == [4]
+
+
 def test_a_batch_holds_a_record_for_each_event() -> None:
     events = [stored(1), stored(2, stream_id="Order-quiet"), stored(3, stream_id="Order-2")]
     batch = built(events)

@@ -127,6 +127,7 @@ def relay_replay(
                     categories=categories or (),
                     event_types=event_types or (),
                     settings=parts.topic_settings,
+                    compression=settings.relay_compression,
                     on_progress=shown.republished,
                 )
 
@@ -202,6 +203,7 @@ async def _rebuild(settings: Settings, topic: str, partitions: int | None) -> No
                     prefix=settings.topic_prefix,
                     name=settings.relay_name,
                     delivery=settings.relay_delivery,
+                    compression=settings.relay_compression,
                     topic=topic,
                     partitions=partitions,
                     say=lambda line: messages.print(line, markup=False, highlight=False),

@@ -64,6 +64,7 @@ class Settings:
     relay_delivery: str = _setting(
         "exactly-once", "exactly-once (Kafka transactions), or at-least-once: sooner, and some may be there twice"
     )
+    relay_compression: str = _setting("zstd", "of records: zstd, lz4, snappy, gzip or none")
     relay_shards: int = _setting(0, "shards of a new relay, each published by one process at a time; 0: what it has, or 1")
     relay_routing: str = _setting("", "what is published where: MODULE:NAME of a Routing; if empty, all by category")
     relay_batch_events: int = _setting(20_000, "events in one Kafka transaction at most")

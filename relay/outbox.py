@@ -102,6 +102,7 @@ class OutboxRelay:
         topic_prefix: str = "events.",
         topics: TopicSettings | None = None,
         delivery: str = "exactly-once",
+        compression: str = "zstd",
         batch_events: int = 20_000,
         lease_s: float = 5.0,
         give_up_after_s: float = 300.0,
@@ -113,6 +114,7 @@ class OutboxRelay:
         self._topic_prefix = topic_prefix
         self._topics = topics
         self._delivery = delivery
+        self._compression = compression
         self._batch_events = batch_events
         self._lease_s = lease_s
         self._give_up_after_s = give_up_after_s
@@ -156,6 +158,7 @@ class OutboxRelay:
             router=OutboxRouter(reserved_prefix=prefix),
             topics=self._topics,
             delivery=self._delivery,
+            compression=self._compression,
             batch_events=self._batch_events,
             lease_s=self._lease_s,
             give_up_after_s=self._give_up_after_s,

@@ -23,10 +23,20 @@ from ..schemas.cloudevents import Header
 from ..schemas.kafka import KafkaAccess
 from ..schemas.kafka_asyncio import asyncio_settings
 
-__all__ = ["IdempotentPublisher", "Packed", "Publisher", "Record", "Refused", "TransactionalPublisher", "publishing"]
+__all__ = [
+    "COMPRESSIONS",
+    "IdempotentPublisher",
+    "Packed",
+    "Publisher",
+    "Record",
+    "Refused",
+    "TransactionalPublisher",
+    "publishing",
+]
 
 logger = logging.getLogger(__name__)
 
+COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 _YIELD_EVERY: Final = 500  # records: what is under way on the network goes on meanwhile
 _CLOSE_WITHIN_S: Final = 2.0
 _SILENT_S: Final = 5.0
@@ -90,14 +100,16 @@ class Publisher:
     error, or when `usable` is false, it must not be used again.
     """
 
-    def __init__(self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, **settings: Any) -> None:
+    def __init__(
+        self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, compression: str = "zstd", **settings: Any
+    ) -> None:
         self.usable = True
         self._settings = {
             **asyncio_settings(access),
             "client_id": "eventspine",
             "acks": "all",
             "enable_idempotence": True,
-            "compression_type": "lz4",
+            "compression_type": None if compression == "none" else compression,
             "max_batch_size": max_batch_bytes,
             "linger_ms": 0,
             "request_timeout_ms": 30_000,
@@ -225,11 +237,16 @@ class TransactionalPublisher(Publisher):
         transactional_id: str,
         *,
         max_batch_bytes: int = 1_000_000,
+        compression: str = "zstd",
         transaction_timeout_s: float = 30.0,
     ) -> None:
         timeout_ms = int(transaction_timeout_s * 1000)
         super().__init__(
-            access, max_batch_bytes=max_batch_bytes, transactional_id=transactional_id, transaction_timeout_ms=timeout_ms
+            access,
+            max_batch_bytes=max_batch_bytes,
+            compression=compression,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=timeout_ms,
         )
         self._other = self._make(transactional_id=f"{transactional_id}#b")
 
@@ -262,8 +279,8 @@ class IdempotentPublisher(Publisher):
     the rest. What is repeated after a crash has a position at or below the partition's last one; readers drop it by that.
     """
 
-    def __init__(self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000) -> None:
-        super().__init__(access, max_batch_bytes=max_batch_bytes)
+    def __init__(self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, compression: str = "zstd") -> None:
+        super().__init__(access, max_batch_bytes=max_batch_bytes, compression=compression)
         self._begun: set[tuple[str, int]] = set()
 
     async def _send(self, packed: list[Packed], cursor: Record, durable: bool) -> None:

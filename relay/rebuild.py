@@ -67,6 +67,7 @@ async def rebuild_topic(
     topic: str,
     delivery: str = "exactly-once",
     partitions: int | None = None,
+    compression: str = "zstd",
     batch_events: int = 20_000,
     say: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[Republished, int], None] = lambda *_: None,
@@ -130,6 +131,7 @@ async def rebuild_topic(
             after=0,
             to=max(reached.of(number) for number in range(plan.partitions)),
             record_of=record_of,
+            compression=compression,
             batch_events=batch_events,
             on_progress=on_progress,
         )

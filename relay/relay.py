@@ -14,6 +14,7 @@ from uuid import uuid4
 from ..schemas import Fenced, SettingsError, Unavailable
 from ..schemas.retry import Backoff
 from ..store.postgres.log import PostgresLog
+from .publisher import COMPRESSIONS
 from .router import Router
 from .shard import DELIVERIES, Shard, ShardOptions
 from .state import RelayState, View, fair_share, surplus
@@ -49,8 +50,8 @@ class Relay:
     Options: `value_format` "data" publishes an event's data with its envelope in the headers, "envelope" one record with both in
     the value, for readers that see no headers. `subject_strategy` is how subjects are called, by the names of Confluent's
     clients. `shards` is how many a new relay gets; 0 takes what it has. `batch_events` and `batch_bytes` bound one transaction.
-    `poll_s` bounds the delay when a notification of an append is lost. `give_up_after_s` is how long it keeps trying while Kafka
-    or Postgres is away before it raises.
+    `compression` is one of zstd, lz4, snappy, gzip, none. `poll_s` bounds the delay when a notification of an append is lost.
+    `give_up_after_s` is how long it keeps trying while Kafka or Postgres is away before it raises.
 
     Attributes: `position` is the last position up to which all its shards have published, `published` how many records it has
     published, `state` one of starting, standby, publishing, paused, waiting, stopped; `shards` what it publishes.
@@ -69,6 +70,7 @@ class Relay:
         router: Routes | None = None,
         topics: TopicSettings | None = None,
         delivery: str = "exactly-once",
+        compression: str = "zstd",
         shards: int = 0,
         batch_events: int = 20_000,
         batch_bytes: int = 16_000_000,
@@ -79,6 +81,8 @@ class Relay:
     ) -> None:
         if delivery not in DELIVERIES:
             raise SettingsError(f"delivery is {delivery!r}; it is one of {', '.join(DELIVERIES)}")
+        if compression not in COMPRESSIONS:
+            raise SettingsError(f"compression is {compression!r}; it is one of {', '.join(COMPRESSIONS)}")
         self.shards: dict[int, Shard] = {}
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._log = log
@@ -90,7 +94,7 @@ class Relay:
         self._router = router
         self._rows = RelayState(log.pool, relay_id(topic_prefix, name), lease_s=lease_s)
         self._topics = Topics(bootstrap, self._rows, topics or TopicSettings())
-        self._options = ShardOptions(name, topic_prefix, delivery, batch_events, batch_bytes, poll_s)
+        self._options = ShardOptions(name, topic_prefix, delivery, batch_events, batch_bytes, poll_s, compression)
         self._new_shards = shards
         self._lease_s = lease_s
         self._look_at_topics_s = look_at_topics_s

@@ -49,6 +49,7 @@ async def replay(
     categories: Collection[str] = (),
     event_types: Collection[str] = (),
     settings: TopicSettings | None = None,
+    compression: str = "zstd",
     batch_events: int = 20_000,
     on_progress: Callable[[Republished, int], None] = lambda *_: None,
 ) -> Republished:
@@ -90,6 +91,7 @@ async def replay(
         after=from_position - 1,
         to=to,
         record_of=record_of,
+        compression=compression,
         batch_events=batch_events,
         on_progress=on_progress,
     )
@@ -105,6 +107,7 @@ async def republish(
     after: int,
     to: int,
     record_of: Callable[[StoredEvent], Record | None],
+    compression: str = "zstd",
     batch_events: int = 20_000,
     on_progress: Callable[[Republished, int], None] = lambda *_: None,
 ) -> Republished:
@@ -113,7 +116,7 @@ async def republish(
     First whoever did the same before is fenced, which ends its transaction; then the highest position in the topic says how far
     it came: transactions are in order, so everything before is there.
     """
-    async with publishing(lambda: TransactionalPublisher(kafka, transactional_id)) as sender:
+    async with publishing(lambda: TransactionalPublisher(kafka, transactional_id, compression=compression)) as sender:
         await sender.start()
         before = await asyncio.to_thread(last_position, kafka, topic)
         done = Republished(before, max(before, after), 0)

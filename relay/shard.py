@@ -44,6 +44,7 @@ class ShardOptions:
     batch_events: int = 20_000
     batch_bytes: int = 16_000_000
     poll_s: float = 0.5
+    compression: str = "zstd"
 
 
 def transactional_id(prefix: str, name: str, shard: int) -> str:
@@ -157,12 +158,11 @@ class Shard:
                 await self._send(sender, Batch([], [], [], cursor), even_if_empty=True)
 
     def _publisher(self) -> Publisher:
-        max_bytes = min(1_000_000, self._topics.max_message_bytes)
+        max_bytes, compression = min(1_000_000, self._topics.max_message_bytes), self._options.compression
         if self._options.delivery == "at-least-once":
-            return IdempotentPublisher(self._kafka, max_batch_bytes=max_bytes)
-        return TransactionalPublisher(
-            self._kafka, transactional_id(self._options.prefix, self._options.name, self.number), max_batch_bytes=max_bytes
-        )
+            return IdempotentPublisher(self._kafka, max_batch_bytes=max_bytes, compression=compression)
+        name = transactional_id(self._options.prefix, self._options.name, self.number)
+        return TransactionalPublisher(self._kafka, name, max_batch_bytes=max_bytes, compression=compression)
 
     async def _find_cursor(self) -> Cursor:
         """Return where to begin, having checked that the log is the one that was published."""

@@ -245,7 +245,7 @@ async def test_a_node_client(
 ) -> None:
     """KafkaJS with its registry client reads our topic, and writes a record that our consumer reads."""
     await append_orders(store, 0, 5)
-    await relay_all(store, kafka, topic_prefix)
+    await relay_all(store, kafka, topic_prefix, compression="gzip")
     headers, data = foreign_headers(9), {"customer_id": "theirs", "total_cents": 2**40, "note": None}
     topic, subject = f"{topic_prefix}Order", f"{topic_prefix}Order-OrderPlaced"
     arguments = [kafka, registry, topic, "15", f"{theirs}Order", subject, json.dumps(headers), json.dumps(data)]

@@ -2,8 +2,24 @@
 
 from ..schemas.handlers import on
 from .consumer import Consumer
-from .projection import Projection
-from .sink import PostgresSink
+from .log_consumer import LogConsumer
+from .memory import MemoryReadModel
+from .projection import Projection, on_batch
+from .sink import PostgresSink, Sink
+from .sql_writer import Sql, SqlWriter
 from .table import Table, TableWriter
 
-__all__ = ["Consumer", "PostgresSink", "Projection", "Table", "TableWriter", "on"]
+__all__ = [
+    "Consumer",
+    "LogConsumer",
+    "MemoryReadModel",
+    "PostgresSink",
+    "Projection",
+    "Sink",
+    "Sql",
+    "SqlWriter",
+    "Table",
+    "TableWriter",
+    "on",
+    "on_batch",
+]

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from ..schemas import Codec, DecodeError, Event, EventType, Fenced, IntegrityError, PinnedType, Unavailable
-from ..schemas.codec import UnknownSchemaId
+from ..schemas import DecodeError, Event, EventType, Fenced, IntegrityError, PinnedType, Unavailable
 from ..schemas.envelope import RecordReader
-from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, topic_of, translated_kafka
-from ..schemas.privacy import KeyRing, reveal_events
+from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error, topic_of, translated_kafka
+from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
-from .places import Partition, Place, Record, new_records
+from .decoding import Arrival, Decoder
+from .engine import Engine
+from .parked import Kept, Parked, read_headers, write_headers
+from .places import Item, Partition, Place
 from .projection import Projection
-from .sink import PostgresSink
+from .sink import Sink
 
 __all__ = ["Consumer"]
 
 logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 1.0
+_STAY_ALIVE_S: Final = 2.0
 
 
 class Consumer:
@@ -36,22 +43,25 @@ class Consumer:
 
     A crash at any point loses and repeats nothing: rows and offsets are one transaction, and offsets are read from there,
     not from Kafka. (They are committed to Kafka too, so that its own tools show the lag.) A process that lost its partitions
-    without noticing can't write: its epoch is older.
+    without noticing can't write: its epoch is older. While a batch is written, the next one is fetched, decoded and folded; no
+    more than these two are in memory, beside what the Kafka client fetches ahead (64 MB at most).
 
     `load_event_types` returns the registered event types; called at the start and when an unknown schema id turns up.
     `event_types` and `upcasters` say in which version handlers see events: the highest that is given of each type, or the highest
     that is registered. With `keys`, handlers see personal fields as they were given; without, as they are stored: encrypted.
-    `batch_events` bounds what is held in memory. `session_timeout_s` is how soon Kafka gives a dead member's partitions to the
-    others (the broker's lower bound is 6 s by default). `give_up_after_s` is how long it keeps trying while Kafka or Postgres is
-    away before it raises.
+    `batch_events` bounds a batch. `session_timeout_s` is how soon Kafka gives a dead member's partitions to the others (the
+    broker's lower bound is 6 s by default); with `group_protocol` "consumer" (KIP-848) the broker's own setting counts.
+    A member with an `instance_id` (static membership) keeps its partitions over a restart that is shorter than that.
+    `give_up_after_s` is how long it keeps trying while Kafka or Postgres is away before it raises.
 
-    Attributes: `state` is one of starting, consuming, waiting, stopped; `places` says how far each owned partition has come.
+    Attributes: `state` is one of starting, consuming, paused, waiting, stopped; `places` says how far each owned partition has
+    come.
     """
 
     def __init__(
         self,
         projection: Projection,
-        sink: PostgresSink,
+        sink: Sink,
         bootstrap: str | KafkaAccess,
         *,
         load_event_types: Callable[[], Awaitable[Sequence[PinnedType]]],
@@ -61,24 +71,28 @@ class Consumer:
         topic_prefix: str = "events.",
         batch_events: int = 10_000,
         session_timeout_s: float = 10.0,
+        group_protocol: str = "classic",
+        instance_id: str = "",
         give_up_after_s: float = 300.0,
     ) -> None:
         self.state = "starting"
-        self.places: dict[Partition, Place] = {}
         self._projection = projection
         self._sink = sink
         self._bootstrap = bootstrap
-        self._load_event_types = load_event_types
-        self._event_types = event_types
-        self._upcasters = upcasters
-        self._keys = keys
         self._prefix = topic_prefix
         self._batch_events = batch_events
         self._session_timeout_s = session_timeout_s
+        self._group_protocol = group_protocol
+        self._instance_id = instance_id
         self._backoff = Backoff(give_up_after_s=give_up_after_s)
-        self._codec = Codec()
-        self._reader = RecordReader(self._codec)
+        self._decoder = Decoder(load_event_types, event_types=event_types, upcasters=upcasters, keys=keys)
+        self._reader = RecordReader(self._decoder.codec)
+        self._engine: Engine | None = None
         self._stop = asyncio.Event()
+
+    @property
+    def places(self) -> dict[Partition, Place]:
+        return self._engine.places if self._engine is not None else {}
 
     def stop(self) -> None:
         """Ask for an end after the batch that is under way."""
@@ -88,9 +102,9 @@ class Consumer:
         """Consume until `stop()`.
 
         Raises:
-            ProjectionError: a handler failed, or a table is not as declared.
+            ProjectionError: a handler failed and the projection is to halt then, or a table is not as declared.
             DecodeError: a record is not one of ours.
-            IntegrityError: Kafka no longer has records that this projection has not seen.
+            IntegrityError: Kafka no longer has records that this projection has not seen, or a topic was made anew.
             SchemaError: events of some version can't be read in the version that handlers are to see.
             SettingsError, EventspineError: Kafka or Postgres refuses something that a retry can't mend.
             Unavailable: one of them was away for longer than `give_up_after_s`.
@@ -111,60 +125,62 @@ class Consumer:
         self.state = "stopped"
 
     async def _consume_as_member(self) -> None:
-        """Join the group and consume until asked to stop, or until the first error: then everything in memory is forgotten.
-
-        The Kafka client is used from one thread only. Rebalance callbacks run inside its poll, so never while a batch is being
-        written: a partition is given up between two batches, with nothing of it in flight.
-        """
+        """Join the group and consume until asked to stop, or until the first error: then everything in memory is forgotten."""
         await self._sink.prepare(self._projection)
-        self._codec.add(await self._load_event_types(), declared=self._event_types, upcasters=self._upcasters)
-        loop = asyncio.get_running_loop()
-        kafka = KafkaConsumer(self._settings())
-        with ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{self._projection.name}") as thread:
+        await self._decoder.load()
+        engine = self._engine = Engine(self._projection, self._sink, keep=_kept, read=self._read_parked)
+        member = _Member(self._bootstrap, self._settings(), engine, self._projection.name, self._batch_events)
+        try:
+            with translated_kafka("to join the consumer group"):
+                await member.join(self._topics())
+            await self._consume(engine, member)
+        finally:
+            engine.release(list(engine.places))
+            await member.leave()
 
-            def assigned(_: KafkaConsumer, partitions: list[TopicPartition]) -> None:
-                mine = [Partition(each.topic, each.partition) for each in partitions]
-                claim = asyncio.run_coroutine_threadsafe(self._sink.claim(self._projection, mine), loop)
-                claimed = claim.result()
-                self.places |= claimed
-                kafka.incremental_assign([TopicPartition(*each, claimed[each].next_offset) for each in mine])
-                logger.info("partitions assigned", extra={"projection": self._projection.name, "partitions": mine})
-
-            def revoked(_: KafkaConsumer, partitions: list[TopicPartition]) -> None:
-                for each in partitions:
-                    self.places.pop(Partition(each.topic, each.partition), None)
-                kafka.incremental_unassign(partitions)
-                logger.info("partitions revoked", extra={"projection": self._projection.name, "partitions": partitions})
-
-            try:
-                with translated_kafka("to join the consumer group"):
-                    kafka.subscribe(self._topics(), on_assign=assigned, on_revoke=revoked, on_lost=revoked)
-                while not self._stop.is_set():
-                    messages = await loop.run_in_executor(thread, self._poll, kafka)
-                    if messages:
-                        await self._apply(messages)
-                        await loop.run_in_executor(thread, self._report, kafka)
-                    if self._backoff.failing and self.places:
-                        logger.info("consumer goes on", extra={"projection": self._projection.name})
-                        self._backoff.reset()
-                    self.state = "consuming"
-            finally:
-                self.places.clear()
-                await loop.run_in_executor(thread, kafka.close)
+    async def _consume(self, engine: Engine, member: _Member) -> None:
+        looked_at = float("-inf")
+        while not self._stop.is_set():
+            messages = await member.poll()
+            staged = None
+            if messages:
+                arrivals = [_arrived(message) for message in messages]
+                items = await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
+                staged = engine.stage(items)
+            await member.written()
+            if staged is not None:
+                member.writing = asyncio.create_task(engine.write(staged))
+            if time.monotonic() - looked_at > _LOOK_EVERY_S:
+                await member.written()
+                await member.pause(await engine.look_at_parked())
+                await member.report()
+                looked_at = time.monotonic()
+            if self._backoff.failing and self.places:
+                logger.info("consumer goes on", extra={"projection": self._projection.name})
+                self._backoff.reset()
+            self.state = "paused" if member.paused else "consuming"
+        await member.written()
+        await member.report()
 
     def _settings(self) -> dict[str, Any]:
-        return client_settings(self._bootstrap) | {
+        settings = client_settings(self._bootstrap) | {
             "group.id": f"{self._prefix}{self._projection.name}",
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             # Offsets come from the read model. One that Kafka does not have any more is an error, never a reason to skip.
             "auto.offset.reset": "error",
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": int(self._session_timeout_s * 1000),
             "topic.metadata.refresh.interval.ms": 5_000,  # how soon the topic of a new category is found
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": 65_536,
         }
+        if self._group_protocol == "consumer":
+            settings["group.protocol"] = "consumer"
+        else:
+            settings["partition.assignment.strategy"] = "cooperative-sticky"
+            settings["session.timeout.ms"] = int(self._session_timeout_s * 1000)
+        if self._instance_id:
+            settings["group.instance.id"] = self._instance_id
+        return settings
 
     def _topics(self) -> list[str]:
         if self._projection.categories:
@@ -173,11 +189,116 @@ class Consumer:
         escaped = "".join(f"\\{sign}" if not sign.isalnum() and sign != "_" else sign for sign in self._prefix)
         return [f"^{escaped}[A-Za-z_][A-Za-z0-9_.]*$"]
 
-    def _poll(self, kafka: KafkaConsumer) -> list[Message]:
+    def _event(self, raw: _Raw) -> Event:
+        return self._reader.event(raw.headers, raw.message.value() or b"")
+
+    async def _read_parked(self, rows: Sequence[Parked]) -> list[Item]:
+        """Make items of events that were set aside."""
+        arrivals = [Arrival(row.partition, 0, row.position, row.late, row.event_type, row.stream_id, row) for row in rows]
+        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._kept_event)
+
+    def _kept_event(self, row: Parked) -> Event:
+        return self._reader.event(read_headers(row.kept.headers), row.kept.value)
+
+
+class _Raw(NamedTuple):
+    """A message and its headers, which the client copies at every look."""
+
+    message: Message
+    headers: dict[str, bytes]
+
+
+class _Member:
+    """A member of the group, and the batch that is being written for it.
+
+    The Kafka client is used from one thread only. Rebalance callbacks run inside its poll: a partition is given up when what is
+    being written of it is written, and whatever was polled of it is dropped by its place being gone.
+    """
+
+    def __init__(
+        self, bootstrap: str | KafkaAccess, settings: dict[str, Any], engine: Engine, name: str, batch_events: int
+    ) -> None:
+        self.writing: asyncio.Task[None] | None = None
+        self.paused = False
+        self._bootstrap = bootstrap
+        self._engine = engine
+        self._name = name
+        self._batch_events = batch_events
+        self._loop = asyncio.get_running_loop()
+        self._kafka = KafkaConsumer(settings)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{name}")
+        self._topic_ids: dict[str, str] = {}
+        self._held: list[Message] = []
+
+    async def join(self, topics: list[str]) -> None:
+        await self._call(
+            lambda: self._kafka.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+        )
+
+    async def leave(self) -> None:
+        if self.writing is not None:
+            with suppress(Exception):  # an older error ends this membership
+                await self.writing
+        await self._call(self._kafka.close)
+        self._thread.shutdown(wait=False)
+
+    async def poll(self) -> list[Message]:
         """Wait for a message, then take what else is there already."""
+        held, self._held = self._held, []
+        return [*held, *await self._call(self._poll, 0.2, self._batch_events)]
+
+    async def written(self) -> None:
+        """Wait until what is being written is. If that takes long, no more is fetched, and the group hears of us meanwhile."""
+        if self.writing is None:
+            return
+        stopped = False
+        try:
+            while not self.writing.done():
+                await asyncio.wait([self.writing], timeout=_STAY_ALIVE_S)
+                if not self.writing.done():
+                    await self._call(self._hold, True)
+                    stopped = True
+                    self._held += await self._call(self._poll, 0.0, 1)
+            await self.writing
+        finally:
+            self.writing = None
+            if stopped and not self.paused:
+                await self._call(self._hold, False)
+
+    async def pause(self, paused: bool) -> None:
+        """Fetch nothing, and stay a member; or go on."""
+        if paused or self.paused:  # again and again: partitions may have come meanwhile
+            await self._call(self._hold, paused)
+        if paused != self.paused:
+            logger.info("consumer pauses" if paused else "consumer goes on", extra={"projection": self._name})
+        self.paused = paused
+
+    async def report(self) -> None:
+        """Tell Kafka how far we are: for its tools only, so a failure harms nobody."""
+        offsets = [TopicPartition(*partition, place.next_offset) for partition, place in self._engine.places.items()]
+        if offsets:
+            await self._call(self._commit, offsets)
+
+    def _commit(self, offsets: list[TopicPartition]) -> None:
+        with suppress(KafkaException):
+            self._kafka.commit(offsets=offsets, asynchronous=True)
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._thread, function, *arguments)
+
+    # In the thread
+
+    def _hold(self, paused: bool) -> None:
+        partitions = self._kafka.assignment()
+        if paused:
+            self._kafka.pause(partitions)
+        else:
+            self._kafka.resume(partitions)
+
+    def _poll(self, wait_s: float, limit: int) -> list[Message]:
         with translated_kafka("to consume"):
-            first = kafka.poll(0.2)
-            messages = [] if first is None else [first, *kafka.consume(self._batch_events - 1, 0.0)]
+            first = self._kafka.poll(wait_s)
+            messages = [] if first is None else [first, *self._kafka.consume(limit - 1, 0.0)] if limit > 1 else [first]
         for message in messages:
             error = message.error()
             if error is None:
@@ -185,58 +306,39 @@ class Consumer:
             if error.code() == KafkaError._AUTO_OFFSET_RESET:
                 raise IntegrityError(
                     f"Kafka no longer has the next record of {message.topic()}[{message.partition()}] that projection "
-                    f"{self._projection.name} needs ({error.str()}): the topic's retention is shorter than the projection was "
+                    f"{self._name} needs ({error.str()}): the topic's retention is shorter than the projection was "
                     "away, or the topic was made anew. Nothing was skipped; build the projection again from the log"
                 )
             if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:  # a category without events yet has no topic
                 raise kafka_error(error, "to consume")
         return [message for message in messages if message.error() is None]
 
-    def _report(self, kafka: KafkaConsumer) -> None:
-        """Tell Kafka how far we are: for its tools only, so a failure harms nobody."""
-        offsets = [TopicPartition(*partition, place.next_offset) for partition, place in self.places.items()]
-        with suppress(KafkaException):
-            kafka.commit(offsets=offsets, asynchronous=True)
+    def _assigned(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        mine = {Partition(each.topic, each.partition): self._topic_id(each.topic) for each in partitions}
+        asyncio.run_coroutine_threadsafe(self._engine.claim(mine), self._loop).result()
+        starts = [TopicPartition(*each, self._engine.places[each].next_offset) for each in mine]
+        self._kafka.incremental_assign(starts)
+        logger.info("partitions assigned", extra={"projection": self._name, "partitions": list(mine)})
 
-    async def _apply(self, messages: list[Message]) -> None:
-        new, after = new_records([_arrived(message) for message in messages], self.places)
-        if not after:
-            return
-        events = await self._decode([each for each in new if self._projection.handles(each.event_type)])
-        if self._keys is not None and self._codec.holds_personal:
-            events = await reveal_events(self._codec, self._keys, events)
-        events = self._codec.upcast(events)
-        await self._sink.write(self._projection, self._projection.fold(events), self.places, after)
-        self.places |= after
+    def _revoked(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        asyncio.run_coroutine_threadsafe(self._drained(), self._loop).result()
+        self._engine.release([Partition(each.topic, each.partition) for each in partitions])
+        self._kafka.incremental_unassign(partitions)
+        logger.info("partitions revoked", extra={"projection": self._name, "partitions": partitions})
 
-    async def _decode(self, arrivals: list[Arrival]) -> list[Event]:
-        try:
-            return [self._event(each) for each in arrivals]
-        except UnknownSchemaId:  # registered since we loaded
-            self._codec.add(await self._load_event_types())
-            return [self._event(each) for each in arrivals]
+    async def _drained(self) -> None:
+        if self.writing is not None:
+            await asyncio.wait([self.writing])
 
-    def _event(self, arrival: Arrival) -> Event:
-        try:
-            return self._reader.event(arrival.headers, arrival.message.value() or b"")
-        except UnknownSchemaId:
-            raise
-        except DecodeError as error:
-            raise DecodeError(f"{_where(arrival.message)}: {error}") from error
+    def _topic_id(self, topic: str) -> str:
+        if topic not in self._topic_ids:
+            admin = AdminClient(client_settings(self._bootstrap))
+            told = answer_of(admin, admin.describe_topics(TopicCollection([topic]), request_timeout=30)[topic])
+            self._topic_ids[topic] = str(told.topic_id)
+        return self._topic_ids[topic]
 
 
-class Arrival(NamedTuple):
-    """A message and its headers, which the client copies at every look."""
-
-    message: Message
-    headers: dict[str, bytes]
-
-    @property
-    def event_type(self) -> str:
-        return self.headers.get("ce_type", b"").decode()
-
-
-def _arrived(message: Message) -> tuple[Record, Arrival]:
+def _arrived(message: Message) -> Arrival:
     headers: dict[str, bytes] = dict(message.headers() or ())  # type: ignore[arg-type]
     position = headers.get("ce_globalposition", b"")
     if not position.isdigit():
@@ -245,7 +347,23 @@ def _arrived(message: Message) -> tuple[Record, Arrival]:
     if not late.isdigit():
         raise DecodeError(f"{_where(message)}: the header ce_latenumber is no number: {late[:100]!r}")
     partition = Partition(message.topic() or "", message.partition() or 0)
-    return Record(partition, message.offset() or 0, int(position), int(late)), Arrival(message, headers)
+    stream_id = headers.get("ce_subject") or message.key() or b""
+    return Arrival(
+        partition,
+        message.offset() or 0,
+        int(position),
+        int(late),
+        headers.get("ce_type", b"").decode(errors="replace"),
+        stream_id.decode(errors="replace") if isinstance(stream_id, bytes) else stream_id,
+        _Raw(message, headers),
+    )
+
+
+def _kept(item: Item) -> Kept:
+    """Return a record as it is kept beside a parked event."""
+    message, headers = item.raw
+    key = message.key() or b""
+    return Kept(write_headers(headers), key if isinstance(key, bytes) else key.encode(), message.value() or b"")
 
 
 def _where(message: Message) -> str:

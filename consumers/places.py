@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-__all__ = ["Partition", "Place", "Record", "new_records"]
+from ..schemas import Event
+
+__all__ = ["Item", "Partition", "Place", "new_items"]
 
 
 class Partition(NamedTuple):
@@ -17,8 +19,8 @@ class Place(NamedTuple):
     """How far a projection has come in one partition, as the read model's database has it.
 
     `epoch` rises with each owner of the partition; `next_offset` is the first record not yet consumed; `last_position` the
-    highest global position applied; `events` how many events were applied; `last_late` the number of the last record applied
-    that came late.
+    highest global position taken; `events` how many events were taken: applied, passed over, or set aside; `last_late` the number
+    of the last record taken that came late; `built_to` the position up to which the projection was built from the log.
     """
 
     epoch: int
@@ -26,42 +28,61 @@ class Place(NamedTuple):
     last_position: int
     events: int
     last_late: int = 0
+    built_to: int = 0
 
 
-class Record(NamedTuple):
-    """A Kafka record, as far as decisions need it. `late` numbers those that come late (header ce_latenumber); 0 = in order."""
+class Item(NamedTuple):
+    """A record, and the event in it: None where its type is not handled, or where a `fault` says why it can't be read.
+
+    `late` numbers records that come late (header ce_latenumber); 0 = in order. `raw` is the record as its source has it.
+    """
 
     partition: Partition
     offset: int
     position: int
-    late: int = 0
+    late: int
+    event_type: str
+    stream_id: str
+    event: Event | None
+    fault: str = ""
+    raw: Any = None
 
 
-Bearer = TypeVar("Bearer")
-
-
-def new_records(
-    records: Iterable[tuple[Record, Bearer]], places: Mapping[Partition, Place]
-) -> tuple[list[Bearer], dict[Partition, Place]]:
-    """Return what is new among records, in order, and the places of the touched partitions behind them.
+def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple[list[Item], dict[Partition, Place]]:
+    """Return what is new among items, in order, and the places of the touched partitions behind them.
 
     Dropped: records of partitions that are not ours (any more), records before `next_offset` (fetched before a rebalance),
-    and those that were published twice. In a partition the positions of records that come in order only rise, and so do the
-    numbers of records that come late, whatever their positions: two series, and each tells its duplicates by its last.
+    those that the log had when the projection was built from it, and those that were published twice. In a partition the
+    positions of records that come in order only rise, and so do the numbers of records that come late, whatever their positions:
+    two series, and each tells its duplicates by its last.
     """
-    new: list[Bearer] = []
+    new: list[Item] = []
     after: dict[Partition, Place] = {}
-    for record, bearer in records:
-        place = after.get(record.partition) or places.get(record.partition)
-        if place is None or record.offset < place.next_offset:
+    current: Partition | None = None
+    epoch = offset = last_position = events = last_late = built_to = 0
+    for item in items:
+        partition, at, position, late = item[:4]
+        if partition != current:
+            if current is not None:
+                after[current] = Place(epoch, offset, last_position, events, last_late, built_to)
+            place = after.get(partition) or places.get(partition)
+            if place is None:
+                current = None
+                continue
+            current = partition
+            epoch, offset, last_position, events, last_late, built_to = place
+        if at < offset:
             continue
-        if record.late:
-            fresh = record.late > place.last_late
-            last_position, last_late = place.last_position, max(record.late, place.last_late)
+        offset = at + 1
+        if late:
+            fresh = late > last_late
+            last_late = max(late, last_late)
         else:
-            fresh = record.position > place.last_position
-            last_position, last_late = max(record.position, place.last_position), place.last_late
-        if fresh:
-            new.append(bearer)
-        after[record.partition] = Place(place.epoch, record.offset + 1, last_position, place.events + fresh, last_late)
-    return new, after
+            fresh = position > last_position
+            last_position = max(position, last_position)
+        if fresh and position > built_to:
+            events += 1
+            new.append(item)
+    if current is not None:
+        after[current] = Place(epoch, offset, last_position, events, last_late, built_to)
+    return new, {partition: place for partition, place in after.items() if place != places[partition]}

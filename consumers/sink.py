@@ -1,30 +1,115 @@
-"""The read model's database: rows and offsets in one transaction, fenced by epoch."""
+"""Where a projection's rows go: the contract, and Postgres."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
 
 import asyncpg
 
-from ..schemas import Fenced, ProjectionError
-from ..schemas.postgres import load_sql, translated
+from ..schemas import Fenced, IntegrityError, ProjectionError
+from ..schemas.postgres import Connection, load_sql, translated
+from .folding import AllRows, Folded, Refused
+from .parked import Asked, Kept, Parked
 from .places import Partition, Place
+from .postgres_table import create_sql, read_statement, row_of, write_statement
 from .projection import Projection
-from .table import Statement
+from .sql_writer import Sql
+from .table import Key, Write
 
-__all__ = ["PostgresSink"]
+__all__ = ["Claimed", "PostgresSink", "Sink", "Work"]
 
 _SQL = "eventspine.consumers"
-_PROJECTION_OFFSETS = load_sql(_SQL, "sql/projection_offsets")
+_SCHEMA = load_sql(_SQL, "sql/schema")
 _CLAIM = load_sql(_SQL, "sql/claim")
 _ADVANCE = load_sql(_SQL, "sql/advance")
-_ADD_LAST_LATE = load_sql(_SQL, "sql/add_last_late")
 _TABLE_COLUMNS = load_sql(_SQL, "sql/table_columns")
+_SOURCES = load_sql(_SQL, "sql/sources")
+_PARK = load_sql(_SQL, "sql/park")
+_UNPARK = load_sql(_SQL, "sql/unpark")
+_PARKED_STREAMS = load_sql(_SQL, "sql/parked_streams")
+_PARKED_EVENTS = load_sql(_SQL, "sql/parked_events")
+_LOOK = load_sql(_SQL, "sql/look")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
+
+_COPY_FROM_ROWS: Final = 200
+_DATA_ERRORS: Final = ("22", "23", "44", "P0")  # data, integrity, WITH CHECK OPTION, raised by the user's own trigger
+
+
+class Claimed(NamedTuple):
+    """Partitions that are ours now: how far each has come, and which of its streams are parked."""
+
+    places: dict[Partition, Place]
+    parked: dict[Partition, set[str]]
+
+
+class Look(NamedTuple):
+    """What somebody asks of a projection: to pause, and what of parked streams."""
+
+    paused: bool
+    asked: list[Asked]
+
+
+@dataclass
+class Work:
+    """What is written at once.
+
+    `folded` may lack rows; then `fold` is called again with those that were fetched, until it does not. `parked` are to be set
+    aside, `settled` (positions by partition) are parked no longer. `before` has the places from which it starts, `after` where it
+    ends, for the same partitions.
+    """
+
+    before: Mapping[Partition, Place]
+    after: Mapping[Partition, Place]
+    folded: Folded
+    fold: Callable[[AllRows], Folded]
+    park: Callable[[Folded], Sequence[Parked]]
+    settled: Sequence[tuple[Partition, int]] = field(default_factory=tuple)
+
+
+class Sink(Protocol):
+    """Keeps rows, places and parked events, so that a crash leaves all of a batch there, or nothing.
+
+    A batch is written by whoever claimed its partitions last, and by nobody else.
+    """
+
+    async def prepare(self, projection: Projection) -> None:
+        """Make what is missing. Raises ProjectionError where what is there is not as declared."""
+
+    async def claim(self, projection: Projection, partitions: Mapping[Partition, str]) -> Claimed:
+        """Become the owner of partitions (with the ids of their topics, "" where there are none); older owners can't write then.
+
+        Raises:
+            IntegrityError: a topic is not the one that was read before.
+        """
+
+    async def write(self, projection: Projection, work: Work) -> Folded:
+        """Write all of it, or nothing; return what was written.
+
+        Raises:
+            Fenced: somebody else owns one of the partitions now.
+            Refused: the data can't be written.
+        """
+
+    async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
+        """Return what somebody asks of the projection.
+
+        Raises:
+            Fenced: somebody else owns one of these partitions now, or the projection begins anew.
+        """
+
+    async def parked_events(self, projection: Projection, partition: Partition, stream_id: str) -> list[Parked]:
+        """Return what is set aside of a stream, in order."""
 
 
 class PostgresSink:
-    """Where a projection keeps its rows: any Postgres database, the store's own or another."""
+    """Where a projection keeps its rows: any Postgres database, the store's own or another.
+
+    Rows, places and parked events are one transaction. Its commit does not wait for the disk: if the server crashes, they fall
+    back together, and the records are read again.
+    """
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -37,12 +122,13 @@ class PostgresSink:
         """
         async with translated(), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_LOCK)  # CREATE … IF NOT EXISTS alone is not safe against itself
-            await connection.execute(_PROJECTION_OFFSETS)
-            # Asked first: the ALTER would wait for every transaction that writes offsets, even where it has nothing to do.
-            if "last_late" not in {row["column"] for row in await connection.fetch(_TABLE_COLUMNS, "projection_offsets")}:
-                await connection.execute(_ADD_LAST_LATE)
+            await connection.execute(_SCHEMA)
+            for model in projection.models:
+                if isinstance(model, Sql):
+                    for statement in model.setup:
+                        await connection.execute(statement)
             for table in projection.tables:
-                await connection.execute(table.create_sql())
+                await connection.execute(create_sql(table))
                 found = {row["column"]: row["type"] for row in await connection.fetch(_TABLE_COLUMNS, table.name)}
                 # Ask Postgres for its own names of the declared types: `int` is `integer`, `timestamptz` has a long one.
                 names = list(table.columns)
@@ -54,54 +140,148 @@ class PostgresSink:
                 if {column: column_type.partition("(")[0] for column, column_type in found.items()} != declared:
                     raise ProjectionError(
                         f"table {table.name} exists with the columns {found}, but projection {projection.name} declares "
-                        f"{table.columns}: give the changed projection a new name and table, or drop the table and the "
-                        f"projection's rows in projection_offsets to build it again"
+                        f"{table.columns}: give the changed projection a new name and table, or build it again with "
+                        f"`eventspine projections reset {projection.name}`, having dropped the table"
                     )
 
-    async def claim(self, projection: Projection, partitions: Sequence[Partition]) -> dict[Partition, Place]:
+    async def claim(self, projection: Projection, partitions: Mapping[Partition, str]) -> Claimed:
         """Become the owner of partitions and learn how far each has come. Older owners can't commit after this."""
-        async with translated():
-            rows = await self._pool.fetch(
-                _CLAIM, projection.name, [each.topic for each in partitions], [each.number for each in partitions]
-            )
-        return {
-            Partition(row["topic"], row["partition"]): Place(
-                row["epoch"], row["next_offset"], row["last_position"], row["events"], row["last_late"]
-            )
-            for row in rows
-        }
+        topics, numbers = [each.topic for each in partitions], [each.number for each in partitions]
+        async with translated(), self._pool.acquire() as connection:
+            sources, from_log = await connection.fetchrow(_SOURCES, projection.name), "" in topics
+            assert sources is not None
+            if from_log and sources["on_kafka"]:
+                raise ProjectionError(
+                    f"projection {projection.name} has gone on from Kafka, and can't be read from the log again: leave "
+                    "--source log out, or let it begin anew: `eventspine projections reset`"
+                )
+            if not from_log and sources["parked"]:
+                raise ProjectionError(
+                    f"projection {projection.name} was read from the log, and has parked events from there: retry or discard "
+                    "them with --source log first; from Kafka, what follows in their streams would pass them"
+                )
+            rows = await connection.fetch(_CLAIM, projection.name, topics, numbers, list(partitions.values()))
+            parked = await connection.fetch(_PARKED_STREAMS, projection.name, topics, numbers)
+        claimed = Claimed({}, {})
+        for topic, number, topic_id, *place in rows:
+            partition = Partition(topic, number)
+            if topic_id != partitions[partition]:
+                raise IntegrityError(
+                    f"topic {topic} was deleted and made anew since projection {projection.name} read it (its id was {topic_id}, "
+                    f"and is {partitions[partition]}): offsets mean other records now. Nothing was skipped; build the projection "
+                    f"again: `eventspine projections reset {projection.name}`"
+                )
+            claimed.places[partition] = Place(*place)
+            claimed.parked[partition] = set()
+        for topic, number, stream_id in parked:
+            claimed.parked[Partition(topic, number)].add(stream_id)
+        return claimed
 
-    async def write(
-        self,
-        projection: Projection,
-        statements: Sequence[Statement],
-        before: Mapping[Partition, Place],
-        after: Mapping[Partition, Place],
-    ) -> None:
-        """Write a batch's rows and move its offsets, both or neither.
-
-        The commit does not wait for the disk: if the server crashes, rows and offsets fall back together, and the records
-        are read from Kafka again.
+    async def write(self, projection: Projection, work: Work) -> Folded:
+        """Write a batch's rows and move its places, both or neither.
 
         Raises:
             Fenced: somebody else owns one of the partitions now. Nothing was written.
+            Refused: Postgres refuses the data.
         """
-        partitions = sorted(after)
-        async with translated(), self._pool.acquire() as connection, connection.transaction():
-            await connection.execute("SET LOCAL synchronous_commit = off")
-            moved = await connection.fetch(
-                _ADVANCE,
-                projection.name,
-                [partition.topic for partition in partitions],
-                [partition.number for partition in partitions],
-                [before[partition].epoch for partition in partitions],
-                [before[partition].next_offset for partition in partitions],
-                [after[partition].next_offset for partition in partitions],
-                [after[partition].last_position for partition in partitions],
-                [after[partition].events for partition in partitions],
-                [after[partition].last_late for partition in partitions],
-            )
-            if len(moved) != len(partitions):
-                raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")
-            for statement in statements:
-                await connection.execute(statement.sql, *statement.parameters)
+        async with translated(), self._pool.acquire() as connection, _refusing(), connection.transaction():
+            await self._advance(connection, projection, work)
+            folded = work.folded
+            rows: dict[str, dict[Key, dict[str, Any] | None]] = {table.name: {} for table in projection.tables}
+            while folded.missing:
+                for table in projection.tables:
+                    keys = folded.missing.get(table.name)
+                    if keys:
+                        statement = read_statement(table, keys)
+                        rows[table.name] |= dict.fromkeys(keys)
+                        rows[table.name] |= [row_of(table, tuple(each)) for each in await connection.fetch(*_call(statement))]
+                folded = work.fold(rows)
+            for write in folded.writes:
+                await _write(connection, write)
+            for sql, calls in _grouped(folded.statements):
+                await connection.executemany(sql, calls)
+            if work.settled:
+                topics, numbers = [each.topic for each, _ in work.settled], [each.number for each, _ in work.settled]
+                await connection.execute(_UNPARK, projection.name, topics, numbers, [position for _, position in work.settled])
+            parked = work.park(folded)
+            if parked:
+                await connection.execute(_PARK, projection.name, *_columns_of(parked))
+        return folded
+
+    async def _advance(self, connection: Connection, projection: Projection, work: Work) -> None:
+        partitions = sorted(work.after)
+        before, after = [work.before[each] for each in partitions], [work.after[each] for each in partitions]
+        moved = await connection.fetch(
+            _ADVANCE,
+            projection.name,
+            [partition.topic for partition in partitions],
+            [partition.number for partition in partitions],
+            [place.epoch for place in before],
+            [place.next_offset for place in before],
+            [place.next_offset for place in after],
+            [place.last_position for place in after],
+            [place.events for place in after],
+            [place.last_late for place in after],
+        )
+        if len(moved) != len(partitions):
+            raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")
+
+    async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
+        """Return what somebody asks of the projection."""
+        topics, numbers = [each.topic for each in places], [each.number for each in places]
+        async with translated():
+            rows = await self._pool.fetch(_LOOK, projection.name, topics, numbers, [place.epoch for place in places.values()])
+        if any(row["fenced"] for row in rows):
+            raise Fenced(f"projection {projection.name}: another consumer owns a partition of ours now, or it begins anew")
+        asked = [Asked(Partition(row["topic"], row["partition"]), row["stream_id"], row["asked"]) for row in rows if row["asked"]]
+        return Look(any(row["paused"] for row in rows), asked)
+
+    async def parked_events(self, projection: Projection, partition: Partition, stream_id: str) -> list[Parked]:
+        """Return what is set aside of a stream, in order."""
+        async with translated():
+            rows = await self._pool.fetch(_PARKED_EVENTS, projection.name, partition.topic, partition.number, stream_id)
+        return [
+            Parked(partition, position, late, stream, event_type, state, reason, tries, Kept(*kept))
+            for position, late, stream, event_type, state, reason, tries, *kept in map(tuple, rows)
+        ]
+
+
+@asynccontextmanager
+async def _refusing() -> AsyncIterator[None]:
+    """Tell what is wrong with the data from what is wrong with the server."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if (error.sqlstate or "")[:2] in _DATA_ERRORS:
+            raise Refused(f"Postgres refuses it ({error.sqlstate}): {error}") from error
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # asyncpg can't encode an argument
+        raise Refused(f"a value does not fit its column: {error}") from error
+
+
+async def _write(connection: Connection, write: Write) -> None:
+    plain = not any(write.table.columns[column] in ("json", "jsonb") for column in write.columns)
+    if write.kind == "insert" and plain and len(write.rows) >= _COPY_FROM_ROWS:
+        await connection.copy_records_to_table(write.table.name, records=write.rows, columns=write.columns)
+    else:
+        await connection.execute(*_call(write_statement(write)))
+
+
+def _call(statement: tuple[str, list[Any]]) -> tuple[Any, ...]:
+    sql, parameters = statement
+    return sql, *parameters
+
+
+def _grouped(statements: Sequence[tuple[str, tuple[Any, ...]]]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """Return equal statements in a row as one, with all their arguments."""
+    groups: list[tuple[str, list[tuple[Any, ...]]]] = []
+    for sql, arguments in statements:
+        if not groups or groups[-1][0] != sql:
+            groups.append((sql, []))
+        groups[-1][1].append(arguments)
+    return groups
+
+
+def _columns_of(parked: Collection[Parked]) -> list[list[Any]]:
+    rows = [(*each.partition, *each[1:8], *each.kept) for each in parked]
+    return [list(column) for column in zip(*rows, strict=True)]

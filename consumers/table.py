@@ -6,21 +6,39 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from ..schemas import ProjectionError
 
-__all__ = ["Statement", "Table", "TableWriter"]
+__all__ = ["Key", "NotLoaded", "Rows", "Table", "TableWriter", "Write"]
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _COLUMN_TYPE = re.compile(r"[a-z][a-z0-9_ ]*(\(\d+(,\d+)?\))?")
 
+Key = tuple[Any, ...]
+Rows = Mapping[Key, Mapping[str, Any] | None]
+"""Rows as they lie in the database before a batch, by key; None where there is no such row."""
 
-class Statement(NamedTuple):
-    """One SQL statement with its parameters: arrays of equal length, one for each column."""
+Kind = Literal["insert", "upsert", "update", "delete"]
 
-    sql: str
-    parameters: list[list[Any]]
+
+class Write(NamedTuple):
+    """What is done alike to some rows of one table, in the order of their keys.
+
+    Each of `rows` has the values of the key's columns, then those that are `assigned`, then those that are `added`.
+    """
+
+    table: Table
+    kind: Kind
+    assigned: tuple[str, ...]
+    added: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.table.key, *self.assigned, *self.added)
+
+
+class NotLoaded(Exception):
+    """A handler asks for a row that has to be fetched first: it runs again then. No error, and not to be caught."""
 
 
 class Table:
@@ -46,31 +64,29 @@ class Table:
         if not self.key or not set(self.key) <= set(self.columns):
             raise ProjectionError(f"table {name}: key {self.key} must name at least one of the columns {tuple(self.columns)}")
 
-    def create_sql(self) -> str:
-        """Return the statement that creates the table where it is missing."""
-        lines = [f'    "{column}" {column_type}' for column, column_type in self.columns.items()]
-        key = ", ".join(f'"{column}"' for column in self.key)
-        lines.append(f'    CONSTRAINT "{self.name}_pkey" PRIMARY KEY ({key})')
-        return f'CREATE TABLE IF NOT EXISTS "{self.name}" (\n' + ",\n".join(lines) + "\n)"
+    def writer(self, rows: Rows | None = None) -> TableWriter:
+        """Return what collects a batch's changes."""
+        return TableWriter(self, rows)
 
 
 class _Change:
     """What a batch does to one row: a deletion, or assignments and increments.
 
-    An `upsert` creates the row where it is missing, an `update` leaves a missing row missing.
+    An `insert` creates the row, which must be missing; an `upsert` creates it where it is; an `update` leaves a missing row
+    missing.
     """
 
     __slots__ = ("additions", "assignments", "kind")
 
-    def __init__(
-        self, kind: Literal["upsert", "update", "delete"], assignments: dict[str, Any], additions: dict[str, Any]
-    ) -> None:
+    def __init__(self, kind: Kind, assignments: dict[str, Any], additions: dict[str, Any]) -> None:
         self.kind = kind
         self.assignments = assignments
         self.additions = additions
 
     def absorb(self, later: _Change) -> bool:
         """Fold a later change into this one; False if both have to be carried out one after the other."""
+        if later.kind == "insert" or (self.kind == "insert" and later.kind == "delete"):
+            return False
         if later.kind == "delete":
             self.kind, self.assignments, self.additions = "delete", {}, {}
             return True
@@ -89,20 +105,58 @@ class _Change:
                 self.additions[column] = self.additions.get(column, 0) + value
         return True
 
+    def applied_to(self, row: Mapping[str, Any] | None, empty: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what a row becomes."""
+        if self.kind == "delete" or (self.kind == "update" and row is None):
+            return None
+        changed = {**empty, **(row or {}), **self.assignments}
+        for column, value in self.additions.items():
+            before = changed[column]
+            changed[column] = value if before is None else before + value
+        return changed
+
 
 class TableWriter:
     """Collects a batch's changes to one table. Nothing is sent before the whole batch is handled.
 
     Changes to the same row are folded, so that a row that a thousand events touch is written once. Each method takes the key
-    columns and others by name. Handlers see no rows: what they write can depend on the event alone, and on what
-    `increment` adds to the row in the database.
+    columns and others by name. `get` returns a row as it is after all that was handled before.
+
+    Rows are read in the transaction that writes them, and locked. Still, where events of several partitions change the same row,
+    each consumer sees it as the others left it, in no order of events: prefer `increment` there.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, rows: Rows | None = None) -> None:
+        self.missing: set[Key] = set()
+        self.was_read = False
+        self.name = table.name
         self._table = table
+        self._rows = rows or {}
+        self._columns = table.columns.keys()
+        self._key = table.key
         # A change that can't be folded into the one before it goes one layer up; layers are flushed in order.
-        self._layers: list[dict[tuple[Any, ...], _Change]] = []
-        self._layer_of: dict[tuple[Any, ...], int] = {}
+        self._layers: list[dict[Key, _Change]] = []
+        self._layer_of: dict[Key, int] = {}
+
+    def get(self, **key: Any) -> dict[str, Any] | None:
+        """Return a row, all its columns by name, or None if there is none. A change to the dict changes nothing."""
+        self.was_read = True
+        named = self._key_of("get", key)
+        if key:
+            raise ProjectionError(f"table {self._table.name}: get takes the key {self._table.key} and nothing else")
+        changes = [layer[named] for layer in self._layers if named in layer]
+        if named not in self._rows and not (changes and changes[0].kind in ("insert", "delete")):
+            self.missing.add(named)
+            raise NotLoaded
+        row = self._rows.get(named)
+        empty = dict.fromkeys(self._columns) | dict(zip(self._key, named, strict=True))
+        for change in changes:
+            row = change.applied_to(row, empty)
+        return None if row is None else dict(row)
+
+    def insert(self, **columns: Any) -> None:
+        """Create a row. If there is one with its key, the event is refused, like any other that the database refuses."""
+        self._add("insert", columns, adding=False)
 
     def upsert(self, **columns: Any) -> None:
         """Set columns of a row, and create the row if it is missing (other columns are NULL then)."""
@@ -110,7 +164,8 @@ class TableWriter:
 
     def update(self, **columns: Any) -> None:
         """Set columns of a row if it exists."""
-        self._add("update", columns, adding=False)
+        if len(columns) > len(self._key):
+            self._add("update", columns, adding=False)
 
     def increment(self, **columns: Any) -> None:
         """Add to columns of a row (NULL counts as 0), and create the row if it is missing."""
@@ -118,37 +173,40 @@ class TableWriter:
 
     def delete(self, **key: Any) -> None:
         """Delete a row if it exists."""
-        if set(key) != set(self._table.key):
-            raise ProjectionError(f"table {self._table.name}: delete takes the key {self._table.key} and nothing else")
+        if key.keys() != set(self._key):
+            raise ProjectionError(f"table {self._table.name}: delete takes the key {self._key} and nothing else")
         self._add("delete", key, adding=False)
 
-    def flush(self) -> list[Statement]:
-        """Return the statements that carry out all changes, in order, and forget them."""
-        statements = []
+    def flush(self) -> list[Write]:
+        """Return all changes, in order, and forget them."""
+        writes = []
         for layer in self._layers:
-            shapes: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], _Change]]] = {}
+            shapes: dict[tuple[Kind, tuple[str, ...], tuple[str, ...]], list[tuple[Any, ...]]] = {}
             # Rows in the order of their keys: two processes that touch the same rows lock them in the same order.
             for key in sorted(layer, key=_sortable):
                 change = layer[key]
-                shape = (change.kind, tuple(sorted(change.assignments)), tuple(sorted(change.additions)))
-                shapes.setdefault(shape, []).append((key, change))
-            for (kind, assigned, added), rows in shapes.items():
-                statements.append(self._statement(kind, assigned, added, rows))
+                assigned, added = tuple(sorted(change.assignments)), tuple(sorted(change.additions))
+                values = [change.assignments[column] for column in assigned] + [change.additions[column] for column in added]
+                shapes.setdefault((change.kind, assigned, added), []).append((*key, *values))
+            writes += [Write(self._table, *shape, rows) for shape, rows in shapes.items()]
         self._layers.clear()
         self._layer_of.clear()
-        return statements
+        return writes
 
-    def _add(self, kind: Literal["upsert", "update", "delete"], columns: dict[str, Any], *, adding: bool) -> None:
+    def _key_of(self, doing: str, columns: dict[str, Any]) -> Key:
+        """Take the key from columns."""
         try:
-            key = tuple([columns.pop(column) for column in self._table.key])
+            key = tuple([columns.pop(column) for column in self._key])
         except KeyError as missing:
-            raise ProjectionError(f"table {self._table.name}: the key column {missing} is missing") from missing
+            raise ProjectionError(f"table {self._table.name}: {doing} lacks the key column {missing}") from missing
         if None in key:
-            raise ProjectionError(
-                f"table {self._table.name}: a key column of {dict(zip(self._table.key, key, strict=True))} is None"
-            )
-        if not columns.keys() <= self._table.columns.keys():
-            unknown = ", ".join(sorted(columns.keys() - self._table.columns.keys()))
+            raise ProjectionError(f"table {self._table.name}: a key column of {dict(zip(self._key, key, strict=True))} is None")
+        return key
+
+    def _add(self, kind: Kind, columns: dict[str, Any], *, adding: bool) -> None:
+        key = self._key_of(kind, columns)
+        if not columns.keys() <= self._columns:
+            unknown = ", ".join(sorted(columns.keys() - self._columns))
             raise ProjectionError(f"table {self._table.name} has no column {unknown}")
         change = _Change(kind, {}, columns) if adding else _Change(kind, columns, {})
         number = self._layer_of.get(key)
@@ -163,38 +221,6 @@ class TableWriter:
         self._layers[number][key] = change
         self._layer_of[key] = number
 
-    def _statement(
-        self, kind: str, assigned: tuple[str, ...], added: tuple[str, ...], rows: list[tuple[tuple[Any, ...], _Change]]
-    ) -> Statement:
-        table = self._table
-        columns = (*table.key, *assigned, *added)
-        parameters: list[list[Any]] = [list(values) for values in zip(*(key for key, _ in rows), strict=True)]
-        parameters += [[change.assignments[column] for _, change in rows] for column in assigned]
-        parameters += [[change.additions[column] for _, change in rows] for column in added]
-        for number, column in enumerate(columns):
-            if table.columns[column] in ("json", "jsonb"):
-                parameters[number] = [
-                    None if value is None else msgspec.json.encode(value).decode() for value in parameters[number]
-                ]
-        names = ", ".join(f'"{column}"' for column in columns)
-        source = (
-            f"unnest({', '.join(f'${n}::{table.columns[column]}[]' for n, column in enumerate(columns, 1))}) AS new ({names})"
-        )
-        same_key = " AND ".join(f'old."{column}" = new."{column}"' for column in table.key)
-        if kind == "delete":
-            return Statement(f'DELETE FROM "{table.name}" AS old USING {source} WHERE {same_key}', parameters)
-        new = "EXCLUDED" if kind == "upsert" else "new"
-        changes = [f'"{column}" = {new}."{column}"' for column in assigned]
-        changes += [f'"{column}" = coalesce(old."{column}", 0) + {new}."{column}"' for column in added]
-        if kind == "update":
-            return Statement(f'UPDATE "{table.name}" AS old SET {", ".join(changes)} FROM {source} WHERE {same_key}', parameters)
-        action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
-        key = ", ".join(f'"{column}"' for column in table.key)
-        return Statement(
-            f'INSERT INTO "{table.name}" AS old ({names}) SELECT {names} FROM {source} ON CONFLICT ({key}) DO {action}',
-            parameters,
-        )
 
-
-def _sortable(key: tuple[Any, ...]) -> tuple[str, ...]:
+def _sortable(key: Key) -> tuple[str, ...]:
     return tuple(map(str, key))

@@ -1,7 +1,19 @@
 """eventspine: an event store on Postgres, relayed exactly once to Kafka as Avro, projected by consumer groups."""
 
 from .connect import connect
-from .consumers import Consumer, PostgresSink, Projection, Table, TableWriter, on
+from .consumers import (
+    Consumer,
+    LogConsumer,
+    MemoryReadModel,
+    PostgresSink,
+    Projection,
+    Sql,
+    SqlWriter,
+    Table,
+    TableWriter,
+    on,
+    on_batch,
+)
 from .relay import OutboxRelay, Relay, Routing
 from .schemas import (
     ConcurrencyError,
@@ -68,6 +80,8 @@ __all__ = [
     "InvalidEvent",
     "Level",
     "LocalStackError",
+    "LogConsumer",
+    "MemoryReadModel",
     "Message",
     "OutboxRelay",
     "PostgresEventStore",
@@ -85,6 +99,8 @@ __all__ = [
     "SettingsError",
     "Snapshot",
     "SnapshottedRepository",
+    "Sql",
+    "SqlWriter",
     "StreamAppend",
     "Subscription",
     "Table",
@@ -98,5 +114,6 @@ __all__ = [
     "load_event_types",
     "migrate",
     "on",
+    "on_batch",
     "upcaster",
 ]

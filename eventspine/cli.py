@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import os
@@ -20,11 +19,14 @@ from .cli_audit import audit_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
+from .cli_projections import projections_app
 from .cli_registry import registry_app
 from .cli_relay import relay_app
 from .cli_schema import schema_app
 from .connect import open_pool
-from .consumers import Consumer, PostgresSink, Projection
+from .consumers import Consumer, LogConsumer, PostgresSink, Projection
+from .consumers.admin import ProjectionAdmin
+from .projection_module import load_projection
 from .running import logged_in, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
@@ -32,7 +34,8 @@ from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .schemas.privacy import KeyRing
 from .settings import Settings, load_settings
-from .store.postgres import grant_application, grant_relay, migrate
+from .store.postgres import PostgresLog, grant_application, grant_relay, migrate
+from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
 __all__ = ["main"]
@@ -47,6 +50,7 @@ for name, group in [
     ("audit", audit_app),
     ("archive", archive_app),
     ("privacy", privacy_app),
+    ("projections", projections_app),
     ("registry", registry_app),
 ]:
     app.add_typer(group, name=name)
@@ -149,32 +153,53 @@ def grant_command(
 
 @app.command()
 def consume(
-    context: typer.Context, projection: Annotated[str, typer.Argument(help="MODULE:CLASS, e.g. shop.projections:Orders")]
+    context: typer.Context,
+    projection: Annotated[str, typer.Argument(help="MODULE:CLASS, e.g. shop.projections:Orders")],
+    processes: Annotated[int, typer.Option(min=1, help="How many processes to start; they share the partitions.")] = 1,
+    source: Annotated[str, typer.Option(help="kafka, or log: straight from Postgres, in one process.")] = "kafka",
 ) -> None:
-    """Run a projection as a member of its consumer group until stopped. Start one process per core to scale."""
+    """Run a projection until stopped, as a member of its consumer group. Start as many as you like, on any machines."""
     settings: Settings = context.obj
-    kafka = settings.kafka()
+    if source not in ("kafka", "log"):
+        raise SettingsError(f"--source is {source!r}; it is kafka or log")
     model = load_projection(projection)
+    if source == "log" and processes > 1:
+        raise SettingsError("one process at a time runs a projection from the log: leave --processes out, or read from Kafka")
+    if processes > 1:
+        raise typer.Exit(run(_supervise(settings, model, processes)))
     declared = load_schema_module(settings.schema_modules())
 
     async def work() -> None:
         async with (
-            open_pool(settings.need_postgres(), max_connections=1) as events,
+            open_pool(settings.need_postgres(), max_connections=3) as events,
             open_pool(settings.need_read_model(), max_connections=2) as read_model,
         ):
-            consumer = Consumer(
-                model,
-                PostgresSink(read_model),
-                kafka,
-                load_event_types=lambda: load_pinned_types(events),
-                event_types=declared.event_types,
-                upcasters=declared.upcasters,
-                keys=KeyRing(events),
-                topic_prefix=settings.topic_prefix,
-                batch_events=settings.consume_batch_events,
-                session_timeout_s=settings.session_timeout_s,
-                give_up_after_s=settings.give_up_after_s,
-            )
+            options: dict[str, Any] = {
+                "load_event_types": lambda: load_pinned_types(events),
+                "event_types": declared.event_types,
+                "upcasters": declared.upcasters,
+                "keys": KeyRing(events),
+                "batch_events": settings.consume_batch_events,
+                "give_up_after_s": settings.give_up_after_s,
+            }
+            sink = PostgresSink(read_model)
+            consumer: Consumer | LogConsumer
+            if source == "log":
+                consumer = LogConsumer(model, sink, PostgresLog(events), **options)
+                working = consumer.run
+            else:
+                kafka = settings.kafka()
+                consumer = Consumer(
+                    model,
+                    sink,
+                    kafka,
+                    topic_prefix=settings.topic_prefix,
+                    session_timeout_s=settings.session_timeout_s,
+                    group_protocol=settings.group_protocol,
+                    instance_id=settings.group_instance_id,
+                    **options,
+                )
+                working = logged_in(kafka, consumer.run)
 
             async def look() -> dict[str, object]:
                 places = consumer.places.values()
@@ -182,9 +207,31 @@ def consume(
                 events_seen = sum(place.events for place in places)
                 return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
 
-            await until_signalled(logged_in(kafka, consumer.run), consumer.stop, model.name, look)
+            stop_with_parent(consumer.stop)
+            await until_signalled(working, consumer.stop, model.name, look, quiet=SUPERVISED in os.environ)
 
     run(work())
+
+
+async def _supervise(settings: Settings, model: Projection, processes: int) -> int:
+    """Run several processes, and show what they do together."""
+    supervisor = Supervisor(own_arguments(), processes)
+    async with open_pool(settings.need_read_model(), max_connections=1) as pool:
+        admin = ProjectionAdmin(pool)
+        await admin.prepare()
+
+        async def look() -> dict[str, object]:
+            places = await admin.places(model.name)
+            return {
+                "processes": supervisor.alive,
+                "partitions": len(places),
+                "events": sum(place.events for place in places),
+                "parked": sum(place.parked for place in places),
+                "position": max((place.last_position for place in places), default=0),
+            }
+
+        await until_signalled(supervisor.run, supervisor.stop, model.name, look)
+    return supervisor.exit_code
 
 
 @app.command()
@@ -224,25 +271,6 @@ def demo(
         if stack is not None:
             stack.down()
     raise typer.Exit(0 if proven else 1)
-
-
-def load_projection(path: str) -> Projection:
-    """Import `module:Class` and make the projection.
-
-    Raises:
-        SettingsError: there is no such module or class, or it is no projection.
-    """
-    module_name, _, class_name = path.partition(":")
-    if not module_name or not class_name:
-        raise SettingsError(f"{path!r}: name a projection as MODULE:CLASS, like shop.projections:OrderSummary")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"{path!r} can't be imported: {error}; run from the folder that holds the module") from error
-    if not (isinstance(found, type) and issubclass(found, Projection)):
-        raise SettingsError(f"{path!r} is no subclass of eventspine.Projection")
-    return found()
 
 
 def _local_stack(settings: Settings) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import sys
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
@@ -27,7 +26,7 @@ from .running import logged_in, until_signalled
 from .schemas import RegistryClient
 from .settings import Settings
 from .store.postgres import PostgresLog, PostgresOutbox
-from .supervisor import SUPERVISED, Supervisor, stop_with_parent
+from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
 __all__ = ["make_relay", "relay_app"]
@@ -138,7 +137,7 @@ async def _collect_cycles() -> None:
 
 async def _supervise(settings: Settings, processes: int) -> int:
     """Run several processes, and show what they do together."""
-    supervisor = Supervisor(_own_arguments(), processes)
+    supervisor = Supervisor(own_arguments(), processes)
     async with open_pool(settings.need_postgres(), max_connections=1) as pool:
         state = _state(settings, pool)
         if settings.relay_shards == 0:
@@ -156,17 +155,6 @@ async def _supervise(settings: Settings, processes: int) -> int:
 
         await until_signalled(supervisor.run, supervisor.stop, "relay", look)
     return supervisor.exit_code
-
-
-def _own_arguments() -> list[str]:
-    """Return the arguments of this command without `--processes`, for the children."""
-    arguments = sys.argv[1:]
-    for number, argument in enumerate(arguments):
-        if argument == "--processes":
-            return arguments[:number] + arguments[number + 2 :]
-        if argument.startswith("--processes="):
-            return arguments[:number] + arguments[number + 1 :]
-    return arguments
 
 
 @relay_app.command("status")

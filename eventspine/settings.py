@@ -70,6 +70,8 @@ class Settings:
     relay_batch_events: int = _setting(20_000, "events in one Kafka transaction at most")
     relay_lease_s: float = _setting(5.0, "how soon a dead relay's shards go to the others, in seconds")
     consume_batch_events: int = _setting(10_000, "events in one transaction of a projection at most")
+    group_protocol: str = _setting("classic", "of consumer groups: classic, or consumer (KIP-848; Kafka 4.0 or later)")
+    group_instance_id: str = _setting("", "of one consumer process: it keeps its partitions over a short restart")
     session_timeout_s: float = _setting(10.0, "how soon Kafka gives a dead consumer's partitions to the others, in seconds")
     give_up_after_s: float = _setting(300.0, "how long relay and consumers retry while a server is away, in seconds")
     folder: str = _setting(".eventspine", "data folder of the local stack (eventspine up)")

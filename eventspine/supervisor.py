@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from .schemas.retry import Backoff
 
-__all__ = ["SUPERVISED", "Supervisor", "stop_with_parent"]
+__all__ = ["SUPERVISED", "Supervisor", "own_arguments", "stop_with_parent"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,17 @@ class Supervisor:
                         await self._stop.wait()
                 except TimeoutError:
                     continue
+
+
+def own_arguments() -> list[str]:
+    """Return the arguments of this command without `--processes`, for the children."""
+    arguments = sys.argv[1:]
+    for number, argument in enumerate(arguments):
+        if argument == "--processes":
+            return arguments[:number] + arguments[number + 2 :]
+        if argument.startswith("--processes="):
+            return arguments[:number] + arguments[number + 1 :]
+    return arguments
 
 
 def stop_with_parent(stop: Callable[[], None]) -> None:

@@ -9,4 +9,4 @@ UPDATE projection_offsets AS mine
        AS batch (topic, partition, epoch, expected_offset, next_offset, last_position, events, last_late)
  WHERE mine.projection = $1 AND mine.topic = batch.topic AND mine.partition = batch.partition
    AND mine.epoch = batch.epoch AND mine.next_offset = batch.expected_offset
-RETURNING 1
+RETURNING set_config('synchronous_commit', 'off', true) -- a crash takes rows and offsets back together, and Kafka is read again

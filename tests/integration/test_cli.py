@@ -188,10 +188,11 @@ async def test_tail_follows(database: str, store: PostgresEventStore, tmp_path: 
 async def test_projection_that_fails_says_where(
     database: str, kafka: str, topic_prefix: str, store: PostgresEventStore, pool: asyncpg.Pool, tmp_path: Path
 ) -> None:
-    """A handler that can't take an event ends the consumer; nothing of the batch is written, nothing is skipped."""
+    """A handler that can't take an event ends the consumer, if it is to halt; nothing of the batch is written or skipped."""
     (tmp_path / "broken.py").write_text(
         "from eventspine import Projection, Table, on\n"
         "class Broken(Projection):\n"
+        "    poison = 'halt'\n"
         "    table = Table('broken', columns={'id': 'text'}, key='id')\n"
         "    @on('OrderPlaced')\n"
         "    def placed(self, event, rows):\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
@@ -20,8 +21,8 @@ from tests.waiting import wait_for
 
 
 @asynccontextmanager
-async def relaying(store: PostgresEventStore, kafka: str, prefix: str) -> AsyncIterator[Relay]:
-    relay = Relay(store.log, kafka, topic_prefix=prefix, topics=TopicSettings(partitions=3))
+async def relaying(store: PostgresEventStore, kafka: str, prefix: str, **options: Any) -> AsyncIterator[Relay]:
+    relay = Relay(store.log, kafka, topic_prefix=prefix, topics=TopicSettings(partitions=3), **options)
     running = asyncio.create_task(relay.run())
     try:
         yield relay

@@ -25,7 +25,9 @@ from eventspine import (
     Relay,
     SettingsError,
 )
+from eventspine.consumers.folding import fold
 from eventspine.consumers.places import Partition, Place
+from eventspine.consumers.sink import Work
 from eventspine.relay.heal import Healed, heal_missing, repairing
 from eventspine.relay.rebuild import rebuild_topic
 from eventspine.relay.replay import Republished, replay
@@ -139,14 +141,18 @@ async def test_offsets_of_before_know_late_records(pool: asyncpg.Pool) -> None:
     """A table that an older version made gets the column, and keeps its rows."""
     sink, projection = PostgresSink(pool), OrderTotals()
     await sink.prepare(projection)
-    await pool.execute("ALTER TABLE projection_offsets DROP COLUMN last_late")
+    await pool.execute("ALTER TABLE projection_offsets DROP COLUMN last_late, DROP COLUMN built_to, DROP COLUMN topic_id")
     await pool.execute("INSERT INTO projection_offsets VALUES ($1, 'events.Order', 0, 3, 7, 42, 5)", projection.name)
     await sink.prepare(projection)
     partition = Partition("events.Order", 0)
-    before = await sink.claim(projection, [partition])
+    before = (await sink.claim(projection, {partition: "id"})).places
     assert before == {partition: Place(4, 7, 42, 5, 0)}
-    await sink.write(projection, [], before, {partition: Place(4, 8, 42, 6, 2)})
-    assert await sink.claim(projection, [partition]) == {partition: Place(5, 8, 42, 6, 2)}
+    folded = fold(projection, [])
+    work = Work(before, {partition: Place(4, 8, 42, 6, 2)}, folded, lambda _: folded, lambda _: [])
+    await sink.write(projection, work)
+    assert (await sink.claim(projection, {partition: "id"})).places == {partition: Place(5, 8, 42, 6, 2)}
+    with pytest.raises(IntegrityError, match="deleted and made anew"):
+        await sink.claim(projection, {partition: "another id"})
 
 
 def position_of(record: Any) -> int:
@@ -235,6 +241,7 @@ async def test_what_is_missing_is_published_late_and_once(spine: Spine, database
         consuming = asyncio.create_task(consumer.run())
         await wait_for(lambda: sum(each.events for each in consumer.places.values()), lambda count: count == 591, timeout_s=30)
         async with spine.relaying():
+            await wait_for(lambda: spine.state.look(""), lambda view: view.workers)  # heal does not wait for a relay to come
             assert await heal_missing(connection, spine.state, missing) == Healed(9, 0, [])
         await wait_for(lambda: sum(each.events for each in consumer.places.values()), lambda count: count == 600)
         consumer.stop()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import reduce
 from importlib.resources import files
-from typing import Any
 
 import pytest
 
-from eventspine import Event, load_event_types
+from eventspine import Event, MemoryReadModel, load_event_types
 from eventspine.examples.orders import OrderSummary
 from eventspine.examples.orders.commands import Command, Order, PayOrder, PlaceOrder, Refused, ShipOrder, decide, evolve
 from eventspine.schemas import Codec, PinnedType
@@ -71,7 +70,7 @@ def test_what_is_decided_fits_the_schemas() -> None:
 
 
 def test_the_read_model_folds_an_order_into_one_row() -> None:
-    (statement,) = OrderSummary().fold([PLACED, PAID, SHIPPED])
-    assert 'INSERT INTO "order_summaries"' in statement.sql
-    row: list[Any] = [values[0] for values in statement.parameters]
-    assert sorted(map(str, row)) == ["1", "500", "c", "post", "shipped"]
+    model = MemoryReadModel(OrderSummary())
+    model.given("Order-1", PLACED, PAID, SHIPPED)
+    (row,) = model.rows(OrderSummary.table)
+    assert sorted(map(str, row.values())) == ["1", "500", "c", "post", "shipped"]

@@ -5,13 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventspine.consumers.places import Partition, Place, Record, new_records
+from eventspine.consumers.places import Item, Partition, Place, new_items
 
 P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
 
 
-def records(partition: Partition, *places: tuple[int, int]) -> list[tuple[Record, int]]:
-    return [(Record(partition, offset, position), position) for offset, position in places]
+def item(partition: Partition, offset: int, position: int, late: int = 0) -> Item:
+    return Item(partition, offset, position, late, "OrderPlaced", "Order-1", None)
+
+
+def records(partition: Partition, *places: tuple[int, int]) -> list[Item]:
+    return [item(partition, offset, position) for offset, position in places]
+
+
+def new_records(items: list[Item], places: dict[Partition, Place]) -> tuple[list[int], dict[Partition, Place]]:
+    new, after = new_items(items, places)
+    return [each.position for each in new], after
 
 
 def test_new_records_pass_in_order_and_move_the_place() -> None:
@@ -32,6 +41,20 @@ def test_positions_that_were_applied_are_duplicates_but_move_the_offset() -> Non
 
 def test_partitions_of_others_are_dropped() -> None:
     assert new_records(records(P1, (0, 1)), {P0: Place(1, 0, 0, 0)}) == ([], {})
+
+
+def test_partitions_may_take_turns() -> None:
+    places = {P0: Place(1, 0, 0, 0), P1: Place(2, 7, 3, 3)}
+    new, after = new_records([*records(P0, (0, 1)), *records(P1, (7, 4)), *records(P0, (1, 2), (2, 5))], places)
+    assert new == [1, 4, 2, 5]
+    assert after == {P0: Place(1, 3, 5, 3), P1: Place(2, 8, 4, 4)}
+
+
+def test_what_it_was_built_from_is_dropped_late_or_not() -> None:
+    place = Place(1, 0, 10, 10, 0, 10)
+    new, after = new_items([item(P0, 0, 9), item(P0, 1, 12), item(P0, 2, 8, 1), item(P0, 3, 11, 2)], {P0: place})
+    assert [each.position for each in new] == [12, 11]
+    assert after == {P0: Place(1, 4, 12, 12, 2, 10)}
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.data())
@@ -92,7 +115,7 @@ def test_late_records_are_applied_once_and_in_order(
     partition: tuple[list[tuple[int, int]], list[int]], data: st.DataObject
 ) -> None:
     published, first = partition
-    topic = [(Record(P0, offset, position, late), position) for offset, (position, late) in enumerate(published)]
+    topic = [item(P0, offset, position, late) for offset, (position, late) in enumerate(published)]
     place, applied = Place(1, 0, 0, 0), []
     while place.next_offset < len(topic):
         start = data.draw(st.integers(0, place.next_offset))

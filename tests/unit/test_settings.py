@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventspine import SettingsError
-from eventspine.cli import load_projection
+from eventspine.projection_module import load_projection
 from eventspine.settings import Settings, environment_name, load_settings
 
 

@@ -1,0 +1,162 @@
+"""Poison events on a real table: found, set aside with their streams, retried, discarded; the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import asyncpg
+import pytest
+
+from eventspine import Event, Fenced, PostgresSink, Projection, ProjectionError, Table, TableWriter, on
+from eventspine.consumers.engine import Engine
+from eventspine.consumers.parked import Kept, Parked
+from eventspine.consumers.places import Item, Partition
+
+P0 = Partition("events.Order", 0)
+
+
+class Sums(Projection):
+    """Its column takes small numbers only: Postgres refuses the others."""
+
+    name = "sums"
+    table = Table("sums", columns={"id": "text", "n": "smallint"}, key="id")
+    rows = Table("sum_rows", columns={"position": "bigint", "n": "bigint"}, key="position")
+
+    @on("Added")
+    def added(self, event: Event, sums: TableWriter, rows: TableWriter) -> None:
+        sums.increment(id=event.stream_id, n=event.data["n"])
+        rows.insert(position=event.global_position, n=1)
+
+
+class LenientSums(Sums):
+    name = "sums"
+    poison = "skip"
+
+
+class HaltingSums(Sums):
+    name = "sums"
+    poison = "halt"
+
+
+def item(position: int, stream: str, n: object, *, offset: int | None = None) -> Item:
+    event = Event(event_type="Added", data={"n": n}, stream_id=stream, version=1, global_position=position)
+    return Item(P0, position - 1 if offset is None else offset, position, 0, "Added", stream, event, raw=event)
+
+
+class Bench:
+    """An engine on one partition, whose records are kept in memory."""
+
+    def __init__(self, pool: asyncpg.Pool, projection: Projection) -> None:
+        self.mended: dict[int, object] = {}
+        self.pool = pool
+        self.sink = PostgresSink(pool)
+        self.projection = projection
+        self.engine = Engine(
+            projection, self.sink, keep=lambda item: Kept(b"{}", b"key", str(item.event).encode()), read=self.read
+        )
+        self.seen: dict[int, Item] = {}
+
+    async def start(self) -> Bench:
+        await self.sink.prepare(self.projection)
+        await self.engine.claim({P0: ""})
+        return self
+
+    async def read(self, rows: Sequence[Parked]) -> list[Item]:
+        items = [self.seen[row.position]._replace(raw=row) for row in rows]
+        return [
+            item(each.position, each.stream_id, self.mended.get(each.position, each.event.data["n"]))._replace(raw=each.raw)
+            for each in items
+            if each.event
+        ]
+
+    async def apply(self, *items: Item) -> None:
+        self.seen |= {each.position: each for each in items}
+        staged = self.engine.stage(items)
+        if staged is not None:
+            await self.engine.write(staged)
+
+    async def sums(self) -> dict[str, int]:
+        return {row["id"]: row["n"] for row in await self.pool.fetch("SELECT id, n FROM sums")}
+
+    async def parked(self) -> list[tuple[int, str, int]]:
+        rows = await self.pool.fetch("SELECT global_position, state, tries FROM projection_parked ORDER BY 1")
+        return [tuple(row) for row in rows]
+
+    async def ask(self, stream: str, what: str) -> None:
+        await self.pool.execute("UPDATE projection_parked SET asked = $2 WHERE stream_id = $1", stream, what)
+        await self.engine.look_at_parked()
+
+
+HUGE = 10**6
+
+
+async def test_what_postgres_refuses_is_found_and_its_stream_parked(pool: asyncpg.Pool) -> None:
+    bench = await Bench(pool, Sums()).start()
+    clean = [item(position, f"Order-{position % 7}", 1) for position in range(1, 40)]
+    clean[10], clean[20] = item(11, "Order-x", HUGE), item(21, "Order-x", 1)
+    clean[30] = item(31, "Order-y", "a text")
+    await bench.apply(*clean)
+    assert await bench.parked() == [(11, "parked", 1), (21, "waiting", 0), (31, "parked", 1)]
+    assert sum((await bench.sums()).values()) == 36
+    assert await pool.fetchval("SELECT count(*) FROM sum_rows") == 36
+    await bench.apply(item(40, "Order-x", 1), item(41, "Order-1", 1))
+    assert (await bench.parked())[-1] == (40, "waiting", 0)
+    place = bench.engine.places[P0]
+    assert (place.next_offset, place.last_position, place.events) == (41, 41, 41)
+    assert await pool.fetchval("SELECT next_offset FROM projection_offsets") == 41
+
+
+async def test_retry_in_vain_and_retry_that_mends(pool: asyncpg.Pool) -> None:
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", 1), item(2, "Order-x", HUGE), item(3, "Order-x", 2), item(4, "Order-x", 3))
+    await bench.ask("Order-x", "retry")
+    assert await bench.parked() == [(2, "parked", 2), (3, "waiting", 0), (4, "waiting", 0)]
+    assert await bench.sums() == {"Order-x": 1}
+    bench.mended[2] = 5
+    bench.mended[4] = HUGE
+    await bench.ask("Order-x", "retry")
+    assert await bench.parked() == [(4, "parked", 1)]
+    assert await bench.sums() == {"Order-x": 8}
+    bench.mended.clear()
+    await bench.ask("Order-x", "retry")
+    assert await bench.parked() == []
+    await bench.apply(item(5, "Order-x", 1))
+    assert await bench.sums() == {"Order-x": 12}
+
+
+async def test_discard_one_or_all(pool: asyncpg.Pool) -> None:
+    bench = await Bench(pool, Sums()).start()
+    for stream in ("Order-x", "Order-y"):
+        start = 1 if stream == "Order-x" else 4
+        await bench.apply(item(start, stream, HUGE), item(start + 1, stream, 2), item(start + 2, stream, 3))
+    await bench.ask("Order-x", "discard")
+    await bench.ask("Order-y", "discard-all")
+    assert await bench.parked() == []
+    assert await bench.sums() == {"Order-x": 5}
+    await bench.apply(item(7, "Order-y", 1))
+    assert await bench.sums() == {"Order-x": 5, "Order-y": 1}
+
+
+async def test_another_owner_knows_what_is_parked(pool: asyncpg.Pool) -> None:
+    first = await Bench(pool, Sums()).start()
+    await first.apply(item(1, "Order-x", HUGE))
+    second = await Bench(pool, Sums()).start()
+    await second.apply(item(2, "Order-x", 1))
+    assert await second.parked() == [(1, "parked", 1), (2, "waiting", 0)]
+    with pytest.raises(Fenced):
+        await first.apply(item(2, "Order-x", 1))
+
+
+async def test_skip_keeps_what_it_skipped_for_people(pool: asyncpg.Pool) -> None:
+    bench = await Bench(pool, LenientSums()).start()
+    await bench.apply(item(1, "Order-x", HUGE), item(2, "Order-x", 2))
+    assert await bench.parked() == [(1, "skipped", 1)]
+    assert await bench.sums() == {"Order-x": 2}
+
+
+async def test_halt_writes_nothing_behind(pool: asyncpg.Pool) -> None:
+    bench = await Bench(pool, HaltingSums()).start()
+    with pytest.raises(ProjectionError, match=r"global position 2.*Postgres refuses it"):
+        await bench.apply(item(1, "Order-x", 1), item(2, "Order-x", HUGE), item(3, "Order-y", 2))
+    again = await Bench(pool, Sums()).start()
+    assert again.engine.places[P0].next_offset <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -27,7 +28,7 @@ async def test_streams_of_unreadable_records_are_parked(
         await store.append(f"Order-{number}", "Order", [placed(f"c{number}", number), paid(number)], expected_version=0)
     async with relaying(store, kafka, topic_prefix, value_format="envelope" if envelope else "data") as relay:
         await wait_for(lambda: relay.position, lambda position: position == 12)
-    damage = {
+    damage: dict[int, Callable[[bytes], bytes]] = {
         1: lambda value: value[:-1],
         3: lambda value: b"\0\x7f\xff\xff\xff" + value[5:],
         5: lambda value: b"",
@@ -39,7 +40,7 @@ async def test_streams_of_unreadable_records_are_parked(
         producer = Producer({"bootstrap.servers": kafka})
         for message in messages:
             position = int(dict(message.headers())["ce_globalposition"])
-            value = damage.get(position, lambda value: value)(message.value())
+            value = damage[position](message.value()) if position in damage else message.value()
             producer.produce(f"{other}Order", value, message.key(), message.partition(), headers=message.headers())
         assert producer.flush(30) == 0
 

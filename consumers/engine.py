@@ -180,14 +180,12 @@ class Engine:
             try:
                 written = await self._write(now, place, place, self._fold(now, _NO_ROWS, parked), settled, parked)
             except Refused as refused:
-                if at_once > 1 and not now[0].fault:
-                    at_once = 1
-                else:
+                if at_once == 1:
                     items = [now[0]._replace(fault=str(refused)), *behind]
-                    at_once = len(items)
+                at_once = 1
                 continue
             items, gone = behind, []
-            if written.asides:
+            if any(aside.state != "skipped" for aside in written.asides):
                 parked, at_once, waiting = self._parked, len(items), True
         if not waiting:
             self._parked[partition].discard(stream_id)

@@ -147,7 +147,9 @@ class PostgresSink:
     async def claim(self, projection: Projection, partitions: Mapping[Partition, str]) -> Claimed:
         """Become the owner of partitions and learn how far each has come. Older owners can't commit after this."""
         topics, numbers = [each.topic for each in partitions], [each.number for each in partitions]
-        async with translated(), self._pool.acquire() as connection:
+        async with translated(), self._pool.acquire() as connection, connection.transaction():
+            rows = await connection.fetch(_CLAIM, projection.name, topics, numbers, list(partitions.values()))
+            # Behind the claim: who owned partitions before, of either source, can't park or write any more.
             sources, from_log = await connection.fetchrow(_SOURCES, projection.name), "" in topics
             assert sources is not None
             if from_log and sources["on_kafka"]:
@@ -160,7 +162,6 @@ class PostgresSink:
                     f"projection {projection.name} was read from the log, and has parked events from there: retry or discard "
                     "them with --source log first; from Kafka, what follows in their streams would pass them"
                 )
-            rows = await connection.fetch(_CLAIM, projection.name, topics, numbers, list(partitions.values()))
             parked = await connection.fetch(_PARKED_STREAMS, projection.name, topics, numbers)
         claimed = Claimed({}, {})
         for topic, number, topic_id, *place in rows:

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from rich.table import Table as ScreenTable
 
 from .connect import open_pool
-from .consumers.admin import ProjectionAdmin, ProjectionPlace
+from .consumers.admin import ParkedEvent, ProjectionAdmin, ProjectionPlace
 from .consumers.parked import read_headers
 from .projection_module import load_projection
 from .relay.offsets import next_offsets
@@ -126,18 +126,7 @@ def reset(
 def list_parked(context: typer.Context, name: Name, stream: Stream = "", as_json: AsJson = False) -> None:
     """Show what is set aside, by stream, in order."""
     events = _with_admin(context, lambda admin: admin.parked(name, stream))
-    facts = [
-        {
-            "stream": event.stream_id,
-            "position": event.position,
-            "type": event.event_type,
-            "state": event.state,
-            "tries": event.tries,
-            "reason": event.reason,
-        }
-        for event in events
-    ]
-    _show(facts, as_json)
+    _show([_facts(event) for event in events], as_json)
 
 
 @parked_app.command("show")
@@ -145,13 +134,7 @@ def show(context: typer.Context, name: Name, stream: Annotated[str, typer.Argume
     """Show the events of a stream that are set aside, with the records that they came in (JSON, a line for each)."""
     for event in _with_admin(context, lambda admin: admin.parked(name, stream)):
         headers = {header: value.decode(errors="replace") for header, value in read_headers(event.headers).items()}
-        facts = {
-            "stream": event.stream_id,
-            "position": event.position,
-            "type": event.event_type,
-            "state": event.state,
-            "tries": event.tries,
-            "reason": event.reason,
+        facts = _facts(event) | {
             "topic": event.partition.topic,
             "partition": event.partition.number,
             "parked_at": event.parked_at.isoformat(),
@@ -178,6 +161,17 @@ def discard(
     """Leave a stream's first parked event out of the read model for ever, and try the rest."""
     _with_admin(context, lambda admin: admin.ask(name, "discard-all" if everything else "discard", stream))
     typer.echo(f"{'what is parked' if everything else 'the first parked event'} of {stream} is left out of {name}")
+
+
+def _facts(event: ParkedEvent) -> dict[str, Any]:
+    return {
+        "stream": event.stream_id,
+        "position": event.position,
+        "type": event.event_type,
+        "state": event.state,
+        "tries": event.tries,
+        "reason": event.reason,
+    }
 
 
 def _show(facts: list[dict[str, Any]], as_json: bool) -> None:

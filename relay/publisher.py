@@ -276,7 +276,8 @@ class IdempotentPublisher(Publisher):
     """Publishes without transactions: sooner, and at least once.
 
     Within a producer's life, the broker takes each partition's records once and in order: behind one that was refused, it refuses
-    the rest. What is repeated after a crash has a position at or below the partition's last one; readers drop it by that.
+    the rest. Whoever lost a shard without noticing is not fenced: what it repeats has a position at or below the partition's last
+    one, and readers drop it by that.
     """
 
     def __init__(self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, compression: str = "zstd") -> None:

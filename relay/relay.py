@@ -45,7 +45,8 @@ class Relay:
 
     A crash at any point loses and repeats nothing: events and cursor are committed in one Kafka transaction, and readers
     with `isolation.level=read_committed` see both or neither. With `delivery` "at-least-once" there are no transactions: events
-    are visible sooner, and after a crash some are there twice, which readers drop by their position.
+    are visible sooner, and some may be there twice, where a process publishes on after it lost its shard; readers drop them by
+    their position.
 
     Options: `value_format` "data" publishes an event's data with its envelope in the headers, "envelope" one record with both in
     the value, for readers that see no headers. `subject_strategy` is how subjects are called, by the names of Confluent's

@@ -24,9 +24,9 @@ from .cli_registry import registry_app
 from .cli_relay import relay_app
 from .cli_schema import schema_app
 from .connect import open_pool
-from .consumers import Consumer, LogConsumer, PostgresSink, Projection
-from .consumers.admin import ProjectionAdmin
+from .consumers import Consumer, LogConsumer, Projection
 from .projection_module import load_projection
+from .read_model import open_admin, open_sink
 from .running import logged_in, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
@@ -172,7 +172,7 @@ def consume(
     async def work() -> None:
         async with (
             open_pool(settings.need_postgres(), max_connections=3) as events,
-            open_pool(settings.need_read_model(), max_connections=2) as read_model,
+            open_sink(settings.need_read_model()) as sink,
         ):
             options: dict[str, Any] = {
                 "load_event_types": lambda: load_pinned_types(events),
@@ -182,7 +182,6 @@ def consume(
                 "batch_events": settings.consume_batch_events,
                 "give_up_after_s": settings.give_up_after_s,
             }
-            sink = PostgresSink(read_model)
             consumer: Consumer | LogConsumer
             if source == "log":
                 consumer = LogConsumer(model, sink, PostgresLog(events), **options)
@@ -216,9 +215,7 @@ def consume(
 async def _supervise(settings: Settings, model: Projection, processes: int) -> int:
     """Run several processes, and show what they do together."""
     supervisor = Supervisor(own_arguments(), processes)
-    async with open_pool(settings.need_read_model(), max_connections=1) as pool:
-        admin = ProjectionAdmin(pool)
-        await admin.prepare()
+    async with open_admin(settings.need_read_model()) as admin:
 
         async def look() -> dict[str, object]:
             places = await admin.places(model.name)

@@ -10,10 +10,10 @@ import typer
 from confluent_kafka.admin import AdminClient
 from rich.table import Table as ScreenTable
 
-from .connect import open_pool
 from .consumers.admin import ParkedEvent, ProjectionAdmin, ProjectionPlace
 from .consumers.parked import read_headers
 from .projection_module import load_projection
+from .read_model import open_admin
 from .relay.offsets import next_offsets
 from .schemas.kafka import KafkaAccess, client_settings, translated_kafka
 from .settings import Settings
@@ -34,9 +34,7 @@ def _with_admin(context: typer.Context, work: Callable[[ProjectionAdmin], Awaita
     settings: Settings = context.obj
 
     async def connected() -> Result:
-        async with open_pool(settings.need_read_model(), max_connections=1) as pool:
-            admin = ProjectionAdmin(pool)
-            await admin.prepare()
+        async with open_admin(settings.need_read_model()) as admin:
             return await work(admin)
 
     return run(connected())

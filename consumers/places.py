@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..schemas import Event
+from ..schemas import Event, IntegrityError
 
 __all__ = ["Item", "Partition", "Place", "new_items"]
 
@@ -35,6 +35,7 @@ class Item(NamedTuple):
     """A record, and the event in it: None where its type is not handled, or where a `fault` says why it can't be read.
 
     `late` numbers records that come late (header ce_latenumber); 0 = in order. `raw` is the record as its source has it.
+    `follows` is the position of the record before it in its partition (header ce_previousposition), where it says so.
     """
 
     partition: Partition
@@ -46,6 +47,7 @@ class Item(NamedTuple):
     event: Event | None
     fault: str = ""
     raw: Any = None
+    follows: int = 0
 
 
 def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple[list[Item], dict[Partition, Place]]:
@@ -55,6 +57,9 @@ def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple
     those that the log had when the projection was built from it, and those that were published twice. In a partition the
     positions of records that come in order only rise, and so do the numbers of records that come late, whatever their positions:
     two series, and each tells its duplicates by its last.
+
+    Raises:
+        IntegrityError: records are missing before one of them.
     """
     new: list[Item] = []
     after: dict[Partition, Place] = {}
@@ -73,6 +78,14 @@ def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple
             epoch, offset, last_position, events, last_late, built_to = place
         if at < offset:
             continue
+        if item.follows > last_position and item.follows > built_to:
+            reached = max(last_position, built_to)
+            raise IntegrityError(
+                f"{partition.topic}[{partition.number}]: the record at offset {at} (position {position}) follows that of position "
+                f"{item.follows}, but only those up to {reached} were there: Kafka has lost records. Nothing was skipped. "
+                "`eventspine relay verify` names them; `eventspine projections rebuild` builds the tables from the log, and goes "
+                "on from there"
+            )
         offset = at + 1
         if late:
             fresh = late > last_late

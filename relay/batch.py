@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from ..schemas.cloudevents import Header
 from ..schemas.partition import partition_of
-from .cursor import Cursor
+from .cursor import Cursor, with_published
 from .publisher import Record
 from .router import Misrouted, Routed
 from .source import Stored
 from .state import Parked
 
-__all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_headers"]
+__all__ = ["BEHIND_PARKED", "Batch", "Unknown", "build_batch", "late_headers", "link_header"]
 
 BEHIND_PARKED = "waits behind a parked event of its stream"
 
@@ -22,12 +22,16 @@ _NONE: Mapping[tuple[str, int], int] = {}
 
 
 class Batch(NamedTuple):
-    """Records, the events that they were made of ("same length, in order"), what is to be parked, and the cursor behind all."""
+    """Records, the events that they were made of ("same length, in order"), what is to be parked, and the cursor behind all.
+
+    `links` has, for the first record of each partition, the position of the record before it there, by the record's number.
+    """
 
     records: list[Record]
     sources: list[Stored]
     parked: list[Parked]
     cursor: Cursor
+    links: Mapping[int, int] = {}
 
 
 class Unknown(NamedTuple):
@@ -47,13 +51,14 @@ def build_batch(
     floors: Sequence[int],
     parked: Set[str],
     tails: Mapping[tuple[str, int], int] = _NONE,
+    topic_ids: Mapping[str, str] | None = None,
 ) -> Batch | Unknown:
     """Return what a shard publishes of events that follow each other; `cursor` is behind the last.
 
     `partitions` says how many each topic has, `floors` up to where an earlier generation of shards has published (by old shard,
     partition p by shard p % len(floors)), `parked` which streams are set aside, `tails` up to where a partition is known to be
     published, whatever the cursor says. An event that can't be routed is parked, and what
-    follows in its stream behind it.
+    follows in its stream behind it. With `topic_ids`, records are linked to those before them, and the cursor says so.
     """
     records: list[Record] = []
     sources: list[Stored] = []
@@ -61,6 +66,8 @@ def build_batch(
     aside_streams: set[str] = set()
     unknown: set[str] = set()
     sharded = shards > 1 or len(floors) > 0
+    links: dict[int, int] = {}
+    reached: dict[tuple[str, int], int] = {}
     for event in events:
         failed = ""
         try:
@@ -94,9 +101,19 @@ def build_batch(
             aside.append(Parked(event.global_position, event.stream_id, failed, 1))
             aside_streams.add(event.stream_id)
             continue
+        place = (topic, partition)
+        if topic_ids is not None and place not in reached:
+            before = cursor.published.get(topic_ids[topic], {}).get(partition)
+            if before is not None:
+                links[len(records)] = before
+        reached[place] = event.global_position
         records.append(Record(topic, partition, key, value, headers))
         sources.append(event)
-    return Unknown(unknown) if unknown else Batch(records, sources, aside, cursor)
+    if unknown:
+        return Unknown(unknown)
+    if topic_ids is not None:
+        cursor = with_published(cursor, reached, topic_ids)
+    return Batch(records, sources, aside, cursor, links)
 
 
 def _shard_of_stream(stream_id: str, shards: int) -> int:
@@ -111,3 +128,12 @@ def late_headers(published_after: int, number: int) -> list[Header]:
     there twice (after a crash, without transactions) readers drop the second by it.
     """
     return [("ce_publishedafter", b"%d" % published_after), ("ce_latenumber", b"%d" % number)]
+
+
+def link_header(position: int) -> Header:
+    """Return the header that names the position of the record before it in its partition, of those that come in order.
+
+    The first record of each transaction has it, and the others of that partition follow it: a reader that has not seen that
+    position misses records.
+    """
+    return "ce_previousposition", b"%d" % position

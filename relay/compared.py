@@ -11,6 +11,7 @@ __all__ = ["FAULTS", "LATE_HEADERS", "Expected", "Finding", "Found", "Positions"
 
 FAULTS: Final = ("missing", "duplicated", "reordered", "altered", "foreign")
 LATE_HEADERS: Final = ("ce_publishedafter", "ce_latenumber")
+LINK_HEADER: Final = "ce_previousposition"
 
 _PAGE_BITS: Final = 10
 
@@ -124,8 +125,9 @@ def digest_of(record: Expected | Found) -> str:
 def differences(event: Expected, record: Found) -> str:
     """Return what of a record is not as expected: "" if nothing."""
     said = [name for name in ("key", "value") if getattr(event, name) != getattr(record, name)]
-    if record.late:
-        record = record._replace(headers=[each for each in record.headers if each[0] not in LATE_HEADERS])
+    beside_it = LATE_HEADERS if record.late else (LINK_HEADER,)
+    if any(name in beside_it for name, _ in record.headers):
+        record = record._replace(headers=[each for each in record.headers if each[0] not in beside_it])
     if list(event.headers) != list(record.headers):
         wanted, has = dict(event.headers), dict(record.headers)
         names = sorted(name for name in wanted.keys() | has.keys() if wanted.get(name, 0) != has.get(name, 0))

@@ -10,6 +10,7 @@ store keeps none). When the number of shards changes, each old shard writes its 
 `{name}@{generation}` with `"shards"`, how many there were: it is closed, and the shards of the next generation begin behind it.
 `"unparked"` are the positions of parked events that were published in the same transaction, `"late"` is how many records the
 shard has published late; without transactions, `"retrying"` are positions that are being published late, from that number on.
+`"published"` has the last position in each partition, by the id that Kafka gave the topic: the next record there names it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "next_cursor",
     "read_cursor",
     "read_cursors",
+    "with_published",
 ]
 
 TOPIC_SETTINGS: Final = {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1"}
@@ -53,6 +55,7 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     unparked: tuple[int, ...] = ()
     late: int = 0
     retrying: tuple[int, ...] = ()
+    published: dict[str, dict[int, int]] = {}
 
     def to_bytes(self) -> bytes:
         return msgspec.json.encode(self)
@@ -124,6 +127,17 @@ def next_cursor(cursor: Cursor, events: Sequence[Stored]) -> Cursor:
     return msgspec.structs.replace(cursor, position=events[-1].global_position, event_id=events[-1].event_id)
 
 
+def with_published(cursor: Cursor, positions: Mapping[tuple[str, int], int], topic_ids: Mapping[str, str]) -> Cursor:
+    """Return a cursor that knows up to where partitions are published."""
+    if not positions:
+        return cursor
+    published = dict(cursor.published)
+    for (topic, partition), position in positions.items():
+        topic_id = topic_ids[topic]
+        published[topic_id] = {**published.get(topic_id, {}), partition: position}
+    return msgspec.structs.replace(cursor, published=published)
+
+
 def begin(cursors: Mapping[tuple[str, int], Cursor], name: str, shard: int, generation: int) -> tuple[Cursor, list[Cursor]]:
     """Return where a shard begins, and the closing cursors of the generation before, by old shard ([] for the first generation).
 
@@ -157,7 +171,15 @@ def begin(cursors: Mapping[tuple[str, int], Cursor], name: str, shard: int, gene
         return own, closed
     first = min(closed, key=lambda each: each.position)
     late = max(each.late + len(each.retrying) for each in closed)  # a partition's next shard has to go on with higher numbers
-    return msgspec.structs.replace(first, generation=generation, shards=0, unparked=(), late=late, retrying=()), closed
+    published: dict[str, dict[int, int]] = {}
+    for number, each in enumerate(closed):
+        for topic_id, positions in each.published.items():
+            mine = {partition: position for partition, position in positions.items() if partition % shards == number}
+            published.setdefault(topic_id, {}).update(mine)
+    own = msgspec.structs.replace(
+        first, generation=generation, shards=0, unparked=(), late=late, retrying=(), published=published
+    )
+    return own, closed
 
 
 def read_cursors(

@@ -50,7 +50,7 @@ async def read_reached(log: PostgresLog, kafka: str | KafkaAccess, state: RelayS
     cursors = await asyncio.to_thread(read_cursors, kafka, cursor_topic(prefix), keys)
     begun = [begin(cursors, name, shard, view.generation) for shard in range(view.shards)]
     closed = begun[0][1]
-    for cursor in {*(own for own, _ in begun), *closed}:
+    for cursor in [*(own for own, _ in begun), *closed]:
         check_history(cursor, await log.event_id_at(cursor.position))
         check_link(cursor, await log.digest_of_link(cursor.link) if cursor.link else None)
     return Reached([own.position for own, _ in begun], [each.position for each in closed])

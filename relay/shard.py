@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
-from .cursor import START, TOPIC_SETTINGS, Cursor, begin, check_history, check_link, cursor_topic, next_cursor, read_cursors
+from .batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers, link_header
+from .cursor import (
+    START,
+    TOPIC_SETTINGS,
+    Cursor,
+    begin,
+    check_history,
+    check_link,
+    cursor_topic,
+    next_cursor,
+    read_cursors,
+    with_published,
+)
 from .publisher import IdempotentPublisher, Packed, Publisher, Record, Refused, TransactionalPublisher, publishing
 from .router import LATER
 from .state import Parked, Rate, RelayState, ShardReport
@@ -171,17 +182,17 @@ class Shard:
         cursors = await asyncio.to_thread(read_cursors, self._kafka, self._cursor_topic, keys)
         cursor, closed = begin(cursors, name, self.number, generation)
         self._floors = tuple(each.position for each in closed)
-        for each in {cursor, *closed}:
+        for each in (cursor, *closed):
             check_history(each, await self._log.event_id_at(each.position))
             check_link(each, await self._log.digest_of_link(each.link))
         if cursor.unparked:  # the last life may have died between Kafka's commit and this
             await self._rows.unpark(cursor.unparked)
             cursor = msgspec.structs.replace(cursor, unparked=())
-        self._written = cursor
         self.position = cursor.position
         self._linked_at = float("-inf")
         self._parked = await self._rows.parked_streams()
         self._tails = await self._find_tails(cursor)
+        self._written = cursor = with_published(cursor, self._tails, self._topics.ids)
         return cursor
 
     async def _find_tails(self, cursor: Cursor) -> dict[tuple[str, int], int]:
@@ -240,6 +251,7 @@ class Shard:
                 if behind and self._limit > 1:
                     reading = asyncio.create_task(self._read_after(cursor))
                 batch = await self._build(events, cursor)
+                cursor = batch.cursor
                 self._parked |= {each.stream_id for each in batch.parked}
                 packed = await sender.pack(self._dressed(batch)) if sending is not None else None
                 if sending is not None:
@@ -281,6 +293,7 @@ class Shard:
                 floors=() if late else self._floors,
                 parked=frozenset() if late else self._parked,
                 tails={} if late else self._tails,
+                topic_ids=None if late or not self._router.positions_in_headers else self._topics.ids,
             )
             if not isinstance(built, Unknown):
                 await self._router.list_subjects()
@@ -418,16 +431,17 @@ class Shard:
 
     def _dressed(self, batch: Batch) -> Iterator[Record]:
         """Return the records with their headers, each made when it is asked for."""
-        headers_of = self._router.headers
-        for record, source in zip(batch.records, batch.sources, strict=True):
+        headers_of, links = self._router.headers, batch.links
+        for number, (record, source) in enumerate(zip(batch.records, batch.sources, strict=True)):
+            link = [link_header(links[number])] if number in links else []
             if record.headers is not LATER:
-                yield record
+                yield record._replace(headers=[*record.headers, *link]) if link else record
                 continue
             try:
                 headers = headers_of(source)
             except (ValueError, TypeError) as error:  # found alone by halving, then parked
                 raise Refused(f"the headers of the event at position {source.global_position} can't be made: {error}") from error
-            yield Record(record.topic, record.partition, record.key, record.value, headers)
+            yield Record(record.topic, record.partition, record.key, record.value, headers + link if link else headers)
 
     async def _with_link(self, cursor: Cursor) -> Cursor:
         """Add a link of the hash chain to a cursor: any that is not old will do, so it is looked up now and then."""

@@ -55,11 +55,12 @@ class Topics:
     A topic's number of partitions is noted in Postgres when the relay first sees it, because it decides where each stream goes. A
     topic that has another number later, or that was deleted, is refused, whoever did it.
 
-    Attributes: `partitions` by topic, `max_message_bytes` the least that a known topic takes at once.
+    Attributes: `partitions` and `ids` by topic, `max_message_bytes` the least that a known topic takes at once.
     """
 
     def __init__(self, kafka: str | KafkaAccess, state: RelayState, settings: TopicSettings) -> None:
         self.partitions: dict[str, int] = {}
+        self.ids: dict[str, str] = {}
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
         self._kafka = kafka
         self._state = state
@@ -134,6 +135,7 @@ class Topics:
 
     def _know(self, topic: str, found: FoundTopic) -> None:
         self.partitions[topic] = found.partitions
+        self.ids[topic] = found.kafka_id
         self.max_message_bytes = min(self.max_message_bytes, found.max_message_bytes)
 
     def _client(self) -> AdminClient:

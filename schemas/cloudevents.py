@@ -19,6 +19,7 @@ The trace context (https://www.w3.org/TR/trace-context/) goes under its own name
 | ce_correlationid, ce_causationid, ce_userid | metadata of these names, where set              |
 | ce_metadata        | all other metadata, as a JSON object; left out if there is none          |
 | traceparent, tracestate | metadata of these names, where set                                  |
+| ce_previousposition | only on a partition's first record in each transaction: the position of the one before it there |
 | ce_publishedafter  | only on a record that comes late: the position up to which the relay had published before it |
 | ce_latenumber      | beside it: counts the late records of a shard; in a partition it only rises |
 | content-type       | application/avro                                                         |

@@ -119,7 +119,7 @@ def _published(message: Any, headers: dict[str, str], row: Any, envelopes: dict[
     key, value = message.key().decode(), message.value()
     if "ce_id" in headers:
         return key, value, headers["ce_id"], headers["ce_type"], headers["ce_streamversion"]
-    beside_it = {"ce_type", "ce_globalposition", "content-type", "traceparent", "tracestate", *_LATE}
+    beside_it = {"ce_type", "ce_globalposition", "content-type", "traceparent", "tracestate", "ce_previousposition", *_LATE}
     assert not headers.keys() - beside_it, headers
     data_schema_id, schema = envelopes[int.from_bytes(value[1:5], "big")]
     rest = BytesIO(value[5:])
@@ -185,6 +185,8 @@ async def check_topics(
                 before.late = number
             else:
                 assert position > before.position, f"{where}: position {position} after {before.position}"
+                follows = int(headers.get("ce_previousposition", before.position))
+                assert follows == before.position, f"{where}: says that it follows {follows}, and follows {before.position}"
                 before.position = position
             version = before.versions.get(row["stream_id"], 0) + 1
             assert row["version"] == version, f"{where}: {row['stream_id']} has version {row['version']} where {version} follows"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventspine import IntegrityError
 from eventspine.consumers.places import Item, Partition, Place, new_items
 
 P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
@@ -124,3 +126,22 @@ def test_late_records_are_applied_once_and_in_order(
         place = after[P0]
     assert applied == first
     assert place.events == len(first)
+
+
+@pytest.mark.parametrize(
+    ("follows", "place", "missing"),
+    [
+        (9, Place(1, 5, 9, 2), False),
+        (8, Place(1, 5, 9, 2), False),  # what came between was published twice
+        (11, Place(1, 5, 9, 2), True),
+        (11, Place(1, 0, 0, 0, built_to=11), False),  # built from the log
+        (11, Place(1, 0, 0, 0, built_to=10), True),
+    ],
+)
+def test_a_record_whose_predecessor_was_not_there_shows_a_loss(follows: int, place: Place, missing: bool) -> None:
+    first, second = item(P0, 7, 12)._replace(follows=follows), item(P0, 8, 13)
+    if missing:
+        with pytest.raises(IntegrityError, match=r"events.Order\[0\]: the record at offset 7 .* follows that of position 11"):
+            new_items([first, second], {P0: place})
+    else:
+        assert new_records([first, second], {P0: place})[0] == [12, 13]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -220,6 +221,44 @@ def test_what_an_earlier_generation_published_is_left_out() -> None:
     expected = {e.global_position for e in events if e.global_position > (10, 20)[partition_of(e.stream_id.encode(), 6) % 2]}
     assert published == expected
     assert {position for position in published if position <= 20}
+
+
+def test_records_are_linked_to_those_before_them_in_their_partition() -> None:
+    """Whatever is left out, parked or published in whichever batches: each link names the last position that was published."""
+    chance = random.Random(4)
+    cursor, last, linked = Cursor(0, ""), dict[int, int](), 0
+    position = 0
+    for _ in range(60):
+        streams = ["Order-bad", "Order-quiet", *(f"Order-{n}" for n in range(9))]
+        events = [stored(position + n, stream_id=chance.choice(streams)) for n in range(1, chance.randint(2, 12))]
+        position += len(events)
+        batch = build_batch(
+            events,
+            next_cursor(cursor, events),
+            route=by_category,  # type: ignore[arg-type]
+            partitions={"Order": 6},
+            shard=0,
+            shards=1,
+            floors=(),
+            parked={"Order-3"},
+            topic_ids={"Order": "id"},
+        )
+        assert isinstance(batch, Batch)
+        if chance.random() < 0.2:  # refused: what follows is built from the cursor before
+            position -= len(events)
+            continue
+        cursor = Cursor.from_bytes(batch.cursor.to_bytes())
+        seen: set[int] = set()
+        for number, (record, event) in enumerate(zip(batch.records, batch.sources, strict=True)):
+            if record.partition not in seen and record.partition in last:
+                assert batch.links[number] == last[record.partition]
+                linked += 1
+            else:
+                assert number not in batch.links
+            seen.add(record.partition)
+            last[record.partition] = event.global_position
+    assert linked > 50
+    assert cursor.published == {"id": last}
 
 
 def test_late_headers() -> None:

@@ -14,7 +14,7 @@ from ..schemas.cloudevents import HeaderWriter, event_of
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
-from .decoding import Arrival, Decoder
+from .decoding import Arrival, Decoder, arrived_before
 from .engine import Engine
 from .parked import Kept, Parked, read_headers, write_headers
 from .places import Item, Partition, Place
@@ -128,8 +128,8 @@ class LogConsumer:
                     position = engine.reached[LOG].next_offset
                     events = [] if paused else await self._log.read_stored(position, self._batch_events, _BATCH_BYTES)
                     self._check(position, events)
-                    arrivals = [self._arrived(event) for event in events]
-                    items = await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
+                    handles = self._projection.handles
+                    items = await self._decoder.items(events, arrived=self._arrived, handles=handles, read=self._event)
                     staged = engine.stage(items)
                     if writing is not None:
                         await writing
@@ -179,8 +179,7 @@ class LogConsumer:
         return Kept(write_headers(dict(self._headers.headers(stored))), stored.stream_id.encode(), stored.payload)
 
     async def _read_parked(self, rows: Sequence[Parked]) -> list[Item]:
-        arrivals = [Arrival(row.partition, 0, row.position, row.late, row.event_type, row.stream_id, row) for row in rows]
-        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._kept_event)
+        return await self._decoder.items(rows, arrived=arrived_before, handles=self._projection.handles, read=self._kept_event)
 
     def _kept_event(self, row: Parked) -> Event:
         return event_of(read_headers(row.kept.headers), self._decoder.codec.decode(row.kept.value))

@@ -42,6 +42,11 @@ def account(number: int, accounts: int) -> str:
     return f"a-{number * 7919 % accounts:06d}"
 
 
+def is_poison(of_account: str) -> bool:
+    """One account in a hundred."""
+    return of_account.endswith("07")
+
+
 def event(number: int, accounts: int) -> Event:
     """Charge `number`, 0, 1, …, that is appended now."""
     return Event(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.consume_events import CATEGORY
+from benchmarks.consume_events import CATEGORY, is_poison
 from eventspine import Event, Projection, Table, TableWriter, on
 
 
@@ -43,3 +43,41 @@ class Statements(Projection):
         balance = (account["balance"] if account else 0) + data["cents"]
         balances.upsert(account=data["account"], balance=balance)
         lines.insert(charge=data["charge"], account=data["account"], number=data["number"], balance=balance)
+
+
+class RefusedByHandler(Projection):
+    """Like `Charges`, but the handler raises at each charge of one account in a hundred."""
+
+    categories = (CATEGORY,)
+    table = Table("charges", columns=dict(Charges.table.columns), key="charge")
+
+    @on("Charged")
+    def charged(self, event: Event, charges: TableWriter) -> None:
+        data = event.data
+        if is_poison(data["account"]):
+            raise ValueError(data["account"])
+        charges.insert(charge=data["charge"], account=data["account"], number=data["number"], cents=data["cents"])
+
+
+class RefusedByPostgres(Projection):
+    """Like `Charges`, but a value of one account in a hundred is more than its column holds."""
+
+    categories = (CATEGORY,)
+    table = Table("charges", columns=Charges.table.columns | {"cents": "numeric(4)"}, key="charge")
+
+    @on("Charged")
+    def charged(self, event: Event, charges: TableWriter) -> None:
+        data = event.data
+        cents = data["cents"] + (10_000 if is_poison(data["account"]) else 0)
+        charges.insert(charge=data["charge"], account=data["account"], number=data["number"], cents=cents)
+
+
+class Sightings(Projection):
+    """What the latency is measured by: a row for each event, with the moment of its append."""
+
+    categories = (CATEGORY,)
+    table = Table("sightings", columns={"charge": "text", "sent_ns": "bigint"}, key="charge")
+
+    @on("Charged")
+    def charged(self, event: Event, sightings: TableWriter) -> None:
+        sightings.insert(charge=event.data["charge"], sent_ns=event.data["sent_ns"])

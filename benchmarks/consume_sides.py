@@ -16,8 +16,9 @@ from uuid import uuid4
 
 import asyncpg
 
+from benchmarks import consume_projections
 from benchmarks.bench import database, say
-from benchmarks.consume_events import CHARGED, PER_STREAM, account
+from benchmarks.consume_events import CHARGED, PER_STREAM, account, is_poison
 from benchmarks.consume_watch import ACCOUNTS, CHARGES, STATEMENTS, Seen, Shape, watch
 from benchmarks.jdbc_sink import SETTINGS, Connect, JdbcSink
 from benchmarks.meter import Meter
@@ -70,23 +71,45 @@ class Sides:
 
     async def ours(self, mode: Mode, shape: Shape) -> Cost:
         """Our consumer, in processes of its own. It is held back until each process has its partitions."""
-        name = _PROJECTIONS[shape]
-        arguments = ["consume", f"benchmarks.consume_projections:{name}", *mode.arguments]
         async with self._read_model(None) as dsn, asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
-            admin = PostgresProjectionAdmin(pool)
-            await admin.prepare()
-            await admin.pause(name.lower(), True)
-            settings = {"EVENTSPINE_READ_MODEL_DSN": dsn}
-            async with command(self._dsn, self._endpoints, self._prefix, arguments, settings) as consumer:
-                await _all_joined(pool, mode, consumer.check)
-
-                async def check() -> None:
-                    consumer.check()
-
-                with self._meter(consumer.pid) as meter:
-                    await admin.pause(name.lower(), False)
-                    seen = await watch(dsn, shape, self._events, self._last_rows(shape), check)
+            cost = await self._consume(mode, _PROJECTIONS[shape], shape, dsn, pool, self._last_rows(shape), self._events)
             await self._verify(pool, shape)
+        return cost
+
+    async def with_poison(self, projection: str) -> Cost:
+        """Our consumer, when one stream in a hundred is poison: what it does with the others."""
+        accounts = self._events // PER_STREAM
+        lasts = [(f"c-{number:012d}", number) for number in self._lasts if not is_poison(account(number, accounts))]
+        poison = PER_STREAM * sum(is_poison(account(number, accounts)) for number in range(accounts))
+        async with self._read_model(None) as dsn, asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
+            cost = await self._consume(ONE, projection, CHARGES, dsn, pool, lasts, self._events - poison)
+            found = await pool.fetchval("SELECT count(*) FROM charges")
+            aside = await pool.fetchval("SELECT count(*) FROM projection_parked")
+            if found != self._events - poison or aside > poison:
+                raise RuntimeError(f"{found} rows, {aside} events set aside, of {self._events} events with {poison} of poison")
+        return cost
+
+    async def rebuild(self) -> Cost:
+        """The place of a rebuild from the log, beside `ours(ONE, CHARGES)`, which it is to be three times as fast as."""
+        raise NotImplementedError("there is no `eventspine projections rebuild` yet")
+
+    async def _consume(
+        self, mode: Mode, projection: str, shape: Shape, dsn: str, pool: asyncpg.Pool, lasts: list[tuple[str, int]], events: int
+    ) -> Cost:
+        name = getattr(consume_projections, projection).name
+        arguments = ["consume", f"benchmarks.consume_projections:{projection}", *mode.arguments]
+        admin = PostgresProjectionAdmin(pool)
+        await admin.prepare()
+        await admin.pause(name, True)
+        async with command(self._dsn, self._endpoints, self._prefix, arguments, {"EVENTSPINE_READ_MODEL_DSN": dsn}) as consumer:
+            await _all_joined(pool, mode, consumer.check)
+
+            async def check() -> None:
+                consumer.check()
+
+            with self._meter(consumer.pid) as meter:
+                await admin.pause(name, False)
+                seen = await watch(dsn, shape, events, lasts, check)
         return self._cost(meter, seen)
 
     async def jdbc_sink(self, connect: Connect, shape: Shape) -> Cost:
@@ -101,8 +124,8 @@ class Sides:
             await self._verify(pool, shape)
         return self._cost(meter, seen)
 
-    async def rival(self, name: str, shape: Shape, events: int) -> Cost:
-        """One of `consume_rivals`, for so many events."""
+    async def rival(self, name: str, shape: Shape, events: int, *, batch: bool = True) -> Cost:
+        """One of `consume_rivals`, for so many events, by batches where it has a choice."""
         python = await asyncio.to_thread(_rivals_python)
         async with self._read_model(shape) as dsn:
             task: dict[str, Any] = {
@@ -115,6 +138,7 @@ class Sides:
                 "key": shape.key,
                 "columns": shape.columns,
                 "events": events,
+                "batch": batch,
             }
             process = await asyncio.create_subprocess_exec(
                 *[str(python), "-m", f"benchmarks.consume_rivals.{name}", json.dumps(task)],
@@ -187,7 +211,17 @@ def _rivals_python() -> Path:
         half = folder.with_suffix(f".{os.getpid()}")
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "--quiet", "--relocatable", str(half)], check=True)
-        install = [*uv, "pip", "install", "--quiet", "--require-hashes", "--python", str(half / "bin" / "python"), "-r", str(_RIVALS)]
+        install = [
+            *uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--python",
+            str(half / "bin" / "python"),
+            "-r",
+            str(_RIVALS),
+        ]
         subprocess.run(install, check=True)
         half.rename(folder)
     return folder / "bin" / "python"

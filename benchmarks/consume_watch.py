@@ -69,11 +69,12 @@ async def _watch(
     lasts: Sequence[tuple[str, int]],
     check: Callable[[], Awaitable[None]],
 ) -> Seen:
-    while not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", shape.table):
+    there = 0
+    while not there:
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", shape.table):
+            there = await connection.fetchval(f"SELECT count(*) FROM {shape.table}")
         await check()
-        await asyncio.sleep(0.01)
-    while not (there := await connection.fetchval(f"SELECT count(*) FROM {shape.table}")):
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0 if there else 0.01)
     first_s = time.time()
     sql = f"SELECT count(*) FROM {shape.table} JOIN unnest($1::text[], $2::bigint[]) AS last (key, value) "
     done = await connection.prepare(sql + f"ON {shape.key} = last.key AND number = last.value")

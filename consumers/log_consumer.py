@@ -172,7 +172,7 @@ class LogConsumer:
         return Arrival(LOG, position - 1, position, 0, event_type, stored.stream_id, stored)
 
     def _event(self, stored: StoredEvent) -> Event:
-        return event_of(dict(self._headers.headers(stored)), self._decoder.codec.decode(stored.payload))
+        return stored.decoded(self._decoder.codec.decode(stored.payload))
 
     def _kept(self, item: Item) -> Kept:
         stored: StoredEvent = item.raw

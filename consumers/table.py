@@ -67,6 +67,7 @@ class Table:
         for column, column_type in self.columns.items():
             if not _COLUMN_TYPE.fullmatch(column_type):
                 raise ProjectionError(f"{name}.{column}: {column_type!r} is no type that a projection's column can have")
+        self.json_columns = [column for column, column_type in self.columns.items() if column_type in ("json", "jsonb")]
         if not self.key or not set(self.key) <= set(self.columns):
             raise ProjectionError(f"table {name}: key {self.key} must name at least one of the columns {tuple(self.columns)}")
 
@@ -152,9 +153,10 @@ class TableWriter:
             self.missing.add(named)
             raise NotLoaded
         row = self._rows.get(named)
-        empty = dict.fromkeys(self._columns) | dict(zip(self._key, named, strict=True))
-        for change in changes:
-            row = change.applied_to(row, empty)
+        if changes:
+            empty = dict.fromkeys(self._columns) | dict(zip(self._key, named, strict=True))
+            for change in changes:
+                row = change.applied_to(row, empty)
         return None if row is None else dict(row)
 
     def insert(self, **columns: Any) -> None:

@@ -40,6 +40,7 @@ _TRACE = {
     "tracestate": re.compile(r"[\t\x20-\x7e]*"),
 }
 
+_read_json = msgspec.json.Decoder(dict[str, Any])
 
 Model = TypeVar("Model")
 
@@ -138,6 +139,20 @@ class StoredEvent(NamedTuple):
     payload: bytes
     created_at: datetime
     metadata: str
+
+    def decoded(self, data: Mapping[str, Any]) -> Event:
+        """Return the recorded event, given its payload as data. It has no tags: those are kept apart."""
+        return Event(
+            event_type=self.event_type,
+            data=data,
+            metadata=_read_json.decode(self.metadata),
+            event_id=msgspec.convert(self.event_id, UUID),
+            stream_id=self.stream_id,
+            schema_version=self.schema_version,
+            version=self.version,
+            global_position=self.global_position,
+            created_at=self.created_at,
+        )
 
 
 def data_of(instance: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""FastStream with a batch subscriber, as its manual has it: acknowledged behind the handler, which writes a batch at once.
+"""FastStream as its manual has it: a subscriber of single messages, or of batches, which its handler writes at once.
+
+Offsets are committed behind the handler, by `AckPolicy.ACK`.
 
 Source: https://faststream.ag2.ai/latest/kafka/Subscriber/batch_subscriber/ and …/kafka/ack/
 """
@@ -28,15 +30,6 @@ async def main() -> None:
     arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types.values(), 1))
     upsert = f"INSERT INTO {task.table} ({', '.join(types)}) SELECT * FROM unnest({arrays}) {task.update}"
 
-    @broker.subscriber(
-        task.topic,
-        batch=True,
-        max_records=_MAX_RECORDS,
-        group_id=f"faststream-{task.table}",
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        ack_policy=AckPolicy.ACK,
-    )
     async def write(values: list[bytes]) -> None:
         rows: dict[Any, list[Any]] = {}  # the last of each key: one statement can't change a row twice
         for value in values:
@@ -47,6 +40,19 @@ async def main() -> None:
         if tally.done:
             done.set()
 
+    async def write_one(value: bytes) -> None:
+        await write([value])
+
+    options: dict[str, Any] = {
+        "group_id": f"faststream-{task.table}",
+        "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",
+        "ack_policy": AckPolicy.ACK,
+    }
+    if task.batch:
+        broker.subscriber(task.topic, batch=True, max_records=_MAX_RECORDS, **options)(write)
+    else:
+        broker.subscriber(task.topic, **options)(write_one)
     async with broker:
         await broker.start()
         await done.wait()

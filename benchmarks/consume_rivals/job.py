@@ -24,6 +24,7 @@ class Job(NamedTuple):
     key: str
     columns: list[str]
     events: int
+    batch: bool
 
     @property
     def update(self) -> str:

@@ -197,7 +197,7 @@ class TableWriter:
                     shape = shapes[named] = _values_of(assigned), _values_of(added), rows
                 values_of, additions_of, rows = shape
                 rows.append(key + values_of(change.assignments) + additions_of(change.additions))
-            writes += [Write(self._table, *shape, self._in_order(rows)) for shape, rows in by_shape.items()]
+            writes += [Write(self._table, *shape, self._in_order(by_shape[shape])) for shape in sorted(by_shape)]
         self._layers = [{}]
         self._layer_of = {}
         return writes

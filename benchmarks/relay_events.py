@@ -30,15 +30,15 @@ hand hour house item key late left letter line list load lock map mark morning n
 pack paper parcel part pay phone pick place plan point post price quick rack receipt return right road room route safe scale
 seal second send shelf ship shop side sign size slip slot south stair stamp stand stock stop store street stub tag third
 ticket time token tower town track tray truck unit van weight west window yard zone""".split()  # noqa: SIM905
-_NOTE_CHARS = 350
 
 
-def _notes(count: int) -> list[str]:
-    chance = random.Random(1)  # the same texts in every run
-    return [" ".join(chance.choices(_WORDS, k=100))[:_NOTE_CHARS] for _ in range(count)]
+def notes(chars: int) -> list[str]:
+    """A thousand texts, the same in every run."""
+    chance = random.Random(1)
+    return [" ".join(chance.choices(_WORDS, k=100))[:chars] for _ in range(1000)]
 
 
-_NOTES = _notes(1000)
+_NOTES = notes(350)
 
 
 def event(number: int) -> Event:

@@ -1,8 +1,10 @@
-"""`benchmarks/run [store] [pipeline] [relay] [codec] [--runs N] [--quick] [--no-write]`: measure, and write RESULTS.md.
+"""`benchmarks/run [store] [pipeline] [relay] [consume] [codec] [--runs N] [--events N] [--quick] [--no-write]`: measure, and
+write RESULTS.md.
 
 `store` measures appends and reads, on Postgres alone, beside other stores; `pipeline` measures relay, projections and latency, on
-Postgres and Kafka; `relay` measures the relay beside Debezium, a bare pump and a naive relay; `codec` measures Avro beside other
-libraries. Without a name, all. Each has its own part of RESULTS.md, and leaves the others' as they are.
+Postgres and Kafka; `relay` measures the relay beside Debezium, a bare pump and a naive relay; `consume` measures consumers beside
+the JDBC sink, FastStream, Quix Streams and a naive loop; `codec` measures Avro beside other libraries. Without a name, all. Each
+has its own part of RESULTS.md, and leaves the others' as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.bench import Figure, Rows, Totals, say
 from benchmarks.codec import measure_codec
+from benchmarks.consume import EVENTS, measure_consume_section
 from benchmarks.latency import measure_latency
 from benchmarks.relay import measure_relay_section
 from benchmarks.store import measure_store
@@ -26,8 +29,15 @@ from benchmarks.throughput import measure_projection, measure_relay
 from eventspine.local import Endpoints, LocalStack
 
 _RESULTS = Path(__file__).parent / "RESULTS.md"
-_SECTIONS = ("store", "pipeline", "relay", "codec")
-_ON_KAFKA = {"pipeline": ["Kafka 4.4.0"], "relay": ["Kafka 4.4.0", "Kafka Connect 4.3.1", "Debezium 3.6.0"]}
+_SECTIONS = ("store", "pipeline", "relay", "consume", "codec")
+_ON_KAFKA = {
+    "pipeline": ["Kafka 4.4.0"],
+    "relay": ["Kafka 4.4.0", "Kafka Connect 4.3.1", "Debezium 3.6.0"],
+    "consume": [
+        *("Kafka 4.4.0", "Kafka Connect 3.9.2", "Debezium's JDBC sink 3.6.0", "Apicurio's converter 2.6.13"),
+        *("aiokafka 0.14.0", "FastStream 0.7.8", "Quix Streams 3.28.1"),
+    ],
+}
 _LEAST_RUNS = {"codec": 5}
 
 
@@ -102,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="|".join(_SECTIONS), help="what to measure; all unless named")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--events", type=int, default=EVENTS, help="how many events `consume` puts into its topic")
     parser.add_argument("--quick", action="store_true", help="a tenth of the events, to see that it works; writes nothing")
     parser.add_argument("--no-write", action="store_true", help="print only, and leave benchmarks/RESULTS.md as it is")
     options = parser.parse_args()
@@ -125,6 +136,11 @@ def main() -> None:
                     stack.up(on_progress=say)
                     relay = asyncio.run(measure_relay_section(stack, options.runs, scale))
                     figures, more = relay.all(), [*relay.cost_table(), ""]
+                elif section == "consume":
+                    stack.up(on_progress=say)
+                    events = int(options.events * scale)
+                    consume = asyncio.run(measure_consume_section(stack, options.runs, events, scale))
+                    figures, more = consume.all(), [*consume.cost_table(), ""]
                 else:
                     figures = asyncio.run(measure_pipeline(stack.up(on_progress=say), options.runs, scale))
                 texts[section] = "\n".join([report(section, figures, options.runs), *more])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer as KafkaConsumer
@@ -20,7 +21,7 @@ from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
-from .decoding import Arrival, Decoder
+from .decoding import Arrival, Decoder, arrived_before
 from .engine import Engine
 from .parked import Kept, Parked, read_headers, write_headers
 from .places import Item, Partition, Place
@@ -30,6 +31,8 @@ from .sink import Sink
 __all__ = ["Consumer"]
 
 logger = logging.getLogger(__name__)
+
+_partition = lru_cache(maxsize=4096)(Partition)
 
 _LOOK_EVERY_S: Final = 1.0
 _STAY_ALIVE_S: Final = 2.0
@@ -144,8 +147,8 @@ class Consumer:
             messages = await member.poll()
             staged = None
             if messages:
-                arrivals = [_arrived(message) for message in messages]
-                items = await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
+                handles = self._projection.handles
+                items = await self._decoder.items(messages, arrived=_arrived, handles=handles, read=self._event)
                 staged = engine.stage(items)
             await member.written()
             if staged is not None:
@@ -194,8 +197,7 @@ class Consumer:
 
     async def _read_parked(self, rows: Sequence[Parked]) -> list[Item]:
         """Make items of events that were set aside."""
-        arrivals = [Arrival(row.partition, 0, row.position, row.late, row.event_type, row.stream_id, row) for row in rows]
-        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._kept_event)
+        return await self._decoder.items(rows, arrived=arrived_before, handles=self._projection.handles, read=self._kept_event)
 
     def _kept_event(self, row: Parked) -> Event:
         return self._reader.event(read_headers(row.kept.headers), row.kept.value)
@@ -346,16 +348,16 @@ def _arrived(message: Message) -> Arrival:
     late = headers.get("ce_latenumber", b"0")
     if not late.isdigit():
         raise DecodeError(f"{_where(message)}: the header ce_latenumber is no number: {late[:100]!r}")
-    partition = Partition(message.topic() or "", message.partition() or 0)
     stream_id = headers.get("ce_subject") or message.key() or b""
     return Arrival(
-        partition,
+        _partition(message.topic() or "", message.partition() or 0),
         message.offset() or 0,
         int(position),
         int(late),
         headers.get("ce_type", b"").decode(errors="replace"),
         stream_id.decode(errors="replace") if isinstance(stream_id, bytes) else stream_id,
         _Raw(message, headers),
+        int(follows) if (follows := headers.get("ce_previousposition", b"")).isdigit() else 0,
     )
 
 

@@ -78,11 +78,11 @@ def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple
             epoch, offset, last_position, events, last_late, built_to = place
         if at < offset:
             continue
-        if item.follows > last_position and item.follows > built_to:
+        if item[9] > last_position and item.follows > built_to:
             reached = max(last_position, built_to)
             raise IntegrityError(
-                f"{partition.topic}[{partition.number}]: the record at offset {at} (position {position}) follows that of position "
-                f"{item.follows}, but only those up to {reached} were there: Kafka has lost records. Nothing was skipped. "
+                f"{partition.topic}[{partition.number}]: the record at offset {at} (position {position}) follows that of "
+                f"position {item.follows}, but only those up to {reached} were there: Kafka has lost records. Nothing was skipped. "
                 "`eventspine relay verify` names them; `eventspine projections rebuild` builds the tables from the log, and goes "
                 "on from there"
             )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .table import Key, Table, Write
 
 __all__ = ["Statement", "create_sql", "read_statement", "row_of", "write_statement"]
-
-_JSON: Final = ("json", "jsonb")
 
 
 class Statement(NamedTuple):
@@ -43,8 +41,8 @@ def read_statement(table: Table, keys: Collection[Key]) -> Statement:
 def row_of(table: Table, values: tuple[Any, ...]) -> tuple[Key, dict[str, Any]]:
     """Return key and columns of a row that `read_statement` returned."""
     row = dict(zip(table.columns, values, strict=True))
-    for column, column_type in table.columns.items():
-        if column_type in _JSON and row[column] is not None:
+    for column in table.json_columns:
+        if row[column] is not None:
             row[column] = msgspec.json.decode(row[column])
     return tuple([row[column] for column in table.key]), row
 
@@ -73,7 +71,7 @@ def write_statement(write: Write) -> Statement:
 def _by_column(table: Table, columns: Collection[str], rows: Collection[tuple[Any, ...]]) -> list[list[Any]]:
     by_column = [list(values) for values in zip(*rows, strict=True)]
     for number, column in enumerate(columns):
-        if table.columns[column] in _JSON:
+        if column in table.json_columns:
             by_column[number] = [None if value is None else msgspec.json.encode(value).decode() for value in by_column[number]]
     return by_column
 

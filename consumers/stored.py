@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ..schemas import Event, StoredEvent
 from ..schemas.cloudevents import HeaderWriter, event_of
-from ..schemas.event import recorded
-from .decoding import Arrival, Decoder
+from .decoding import Arrival, Decoder, arrived_before
 from .parked import Kept, Parked, read_headers, write_headers
 from .places import Item, Partition
 from .projection import Projection
@@ -25,20 +24,14 @@ class StoredReader:
 
     async def items(self, partition: Partition, events: Sequence[StoredEvent]) -> list[Item]:
         """Return an item for each event, in order; what is of other categories is passed over."""
-        categories = self._projection.categories
-        arrivals = [
-            Arrival(
-                partition,
-                stored.global_position - 1,
-                stored.global_position,
-                0,
-                stored.event_type if not categories or stored.stream_type in categories else "",
-                stored.stream_id,
-                stored,
-            )
-            for stored in events
-        ]
-        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
+        categories, handles = self._projection.categories, self._projection.handles
+
+        def arrived(stored: StoredEvent) -> Arrival:
+            event_type = stored.event_type if not categories or stored.stream_type in categories else ""  # passed over
+            position = stored.global_position
+            return Arrival(partition, position - 1, position, 0, event_type, stored.stream_id, stored)
+
+        return await self._decoder.items(events, arrived=arrived, handles=handles, read=self._event)
 
     def kept(self, item: Item) -> Kept:
         """Return an event as it is kept when it is set aside: as the relay would publish it."""
@@ -47,11 +40,10 @@ class StoredReader:
 
     async def parked_items(self, rows: Sequence[Parked]) -> list[Item]:
         """Make items of events that were set aside."""
-        arrivals = [Arrival(row.partition, 0, row.position, row.late, row.event_type, row.stream_id, row) for row in rows]
-        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._kept_event)
+        return await self._decoder.items(rows, arrived=arrived_before, handles=self._projection.handles, read=self._kept_event)
 
     def _event(self, stored: StoredEvent) -> Event:
-        return recorded(stored, self._decoder.codec.decode(stored.payload))
+        return stored.decoded(self._decoder.codec.decode(stored.payload))
 
     def _kept_event(self, row: Parked) -> Event:
         return event_of(read_headers(row.kept.headers), self._decoder.codec.decode(row.kept.value))

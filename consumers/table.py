@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from ..schemas import ProjectionError
 
@@ -37,6 +40,9 @@ class Write(NamedTuple):
         return (*self.table.key, *self.assigned, *self.added)
 
 
+_Values = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+
+
 class NotLoaded(Exception):
     """A handler asks for a row that has to be fetched first: it runs again then. No error, and not to be caught."""
 
@@ -61,6 +67,7 @@ class Table:
         for column, column_type in self.columns.items():
             if not _COLUMN_TYPE.fullmatch(column_type):
                 raise ProjectionError(f"{name}.{column}: {column_type!r} is no type that a projection's column can have")
+        self.json_columns = [column for column, column_type in self.columns.items() if column_type in ("json", "jsonb")]
         if not self.key or not set(self.key) <= set(self.columns):
             raise ProjectionError(f"table {name}: key {self.key} must name at least one of the columns {tuple(self.columns)}")
 
@@ -69,19 +76,16 @@ class Table:
         return TableWriter(self, rows)
 
 
-class _Change:
+class _Change(msgspec.Struct, gc=False):  # made for each event, so in C; part of no cycle
     """What a batch does to one row: a deletion, or assignments and increments.
 
     An `insert` creates the row, which must be missing; an `upsert` creates it where it is; an `update` leaves a missing row
     missing.
     """
 
-    __slots__ = ("additions", "assignments", "kind")
-
-    def __init__(self, kind: Kind, assignments: dict[str, Any], additions: dict[str, Any]) -> None:
-        self.kind = kind
-        self.assignments = assignments
-        self.additions = additions
+    kind: Kind
+    assignments: dict[str, Any]
+    additions: dict[str, Any]
 
     def absorb(self, later: _Change) -> bool:
         """Fold a later change into this one; False if both have to be carried out one after the other."""
@@ -135,8 +139,8 @@ class TableWriter:
         self._columns = table.columns.keys()
         self._key = table.key
         # A change that can't be folded into the one before it goes one layer up; layers are flushed in order.
-        self._layers: list[dict[Key, _Change]] = []
-        self._layer_of: dict[Key, int] = {}
+        self._layers: list[dict[Key, _Change]] = [{}]
+        self._layer_of: dict[Key, int] = {}  # of keys that are beyond the first
 
     def get(self, **key: Any) -> dict[str, Any] | None:
         """Return a row, all its columns by name, or None if there is none. A change to the dict changes nothing."""
@@ -149,9 +153,10 @@ class TableWriter:
             self.missing.add(named)
             raise NotLoaded
         row = self._rows.get(named)
-        empty = dict.fromkeys(self._columns) | dict(zip(self._key, named, strict=True))
-        for change in changes:
-            row = change.applied_to(row, empty)
+        if changes:
+            empty = dict.fromkeys(self._columns) | dict(zip(self._key, named, strict=True))
+            for change in changes:
+                row = change.applied_to(row, empty)
         return None if row is None else dict(row)
 
     def insert(self, **columns: Any) -> None:
@@ -181,22 +186,35 @@ class TableWriter:
         """Return all changes, in order, and forget them."""
         writes = []
         for layer in self._layers:
-            shapes: dict[tuple[Kind, tuple[str, ...], tuple[str, ...]], list[tuple[Any, ...]]] = {}
-            # Rows in the order of their keys: two processes that touch the same rows lock them in the same order.
-            for key in sorted(layer, key=_sortable):
-                change = layer[key]
-                assigned, added = tuple(sorted(change.assignments)), tuple(sorted(change.additions))
-                values = [change.assignments[column] for column in assigned] + [change.additions[column] for column in added]
-                shapes.setdefault((change.kind, assigned, added), []).append((*key, *values))
-            writes += [Write(self._table, *shape, rows) for shape, rows in shapes.items()]
-        self._layers.clear()
-        self._layer_of.clear()
+            shapes: dict[Any, tuple[_Values, _Values, list[tuple[Any, ...]]]] = {}  # by how the columns were named
+            by_shape: dict[tuple[Kind, tuple[str, ...], tuple[str, ...]], list[tuple[Any, ...]]] = {}
+            for key, change in layer.items():
+                named = (change.kind, *change.assignments, None, *change.additions)
+                shape = shapes.get(named)
+                if shape is None:
+                    assigned, added = tuple(sorted(change.assignments)), tuple(sorted(change.additions))
+                    rows = by_shape.setdefault((change.kind, assigned, added), [])
+                    shape = shapes[named] = _values_of(assigned), _values_of(added), rows
+                values_of, additions_of, rows = shape
+                rows.append(key + values_of(change.assignments) + additions_of(change.additions))
+            writes += [Write(self._table, *shape, self._in_order(by_shape[shape])) for shape in sorted(by_shape)]
+        self._layers = [{}]
+        self._layer_of = {}
         return writes
+
+    def _in_order(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Sort rows by their keys: two processes that touch the same rows lock them in the same order."""
+        width = len(self._key)
+        try:
+            rows.sort(key=itemgetter(0 if width == 1 else slice(width)))
+        except TypeError:  # values that are not to be compared, of which the database will refuse some
+            rows.sort(key=lambda row: tuple(map(str, row[:width])))
+        return rows
 
     def _key_of(self, doing: str, columns: dict[str, Any]) -> Key:
         """Take the key from columns."""
         try:
-            key = tuple([columns.pop(column) for column in self._key])
+            key = tuple(map(columns.pop, self._key))
         except KeyError as missing:
             raise ProjectionError(f"table {self._table.name}: {doing} lacks the key column {missing}") from missing
         if None in key:
@@ -209,18 +227,23 @@ class TableWriter:
             unknown = ", ".join(sorted(columns.keys() - self._columns))
             raise ProjectionError(f"table {self._table.name} has no column {unknown}")
         change = _Change(kind, {}, columns) if adding else _Change(kind, columns, {})
-        number = self._layer_of.get(key)
-        if number is not None:
-            if self._layers[number][key].absorb(change):
-                return
+        number = self._layer_of.get(key, 0) if self._layer_of else 0
+        before = self._layers[number].get(key)
+        if before is None:
+            self._layers[number][key] = change
+        elif not before.absorb(change):
             number += 1
-        else:
-            number = 0
-        if number == len(self._layers):
-            self._layers.append({})
-        self._layers[number][key] = change
-        self._layer_of[key] = number
+            if number == len(self._layers):
+                self._layers.append({})
+            self._layers[number][key] = change
+            self._layer_of[key] = number
 
 
-def _sortable(key: Key) -> tuple[str, ...]:
-    return tuple(map(str, key))
+def _values_of(columns: tuple[str, ...]) -> _Values:
+    """Return what takes these columns' values out of a dict."""
+    if not columns:
+        return lambda _: ()
+    if len(columns) == 1:
+        (column,) = columns
+        return lambda values: (values[column],)
+    return itemgetter(*columns)

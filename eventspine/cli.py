@@ -27,7 +27,7 @@ from .connect import open_pool
 from .consumers import Consumer, LogConsumer, Projection
 from .projection_module import load_projection
 from .read_model import open_admin, open_sink
-from .running import logged_in, until_signalled
+from .running import cycles_collected_by_the_clock, logged_in, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
 from .schemas.pins import load_pinned_types
@@ -207,7 +207,8 @@ def consume(
                 return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
 
             stop_with_parent(consumer.stop)
-            await until_signalled(working, consumer.stop, model.name, look, quiet=SUPERVISED in os.environ)
+            async with cycles_collected_by_the_clock():
+                await until_signalled(working, consumer.stop, model.name, look, quiet=SUPERVISED in os.environ)
 
     run(work())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 from typing import Annotated, Any, TypeVar
@@ -22,7 +21,7 @@ from .relay.reshard import reshard
 from .relay.state import RelayState
 from .relay.topics import Topics, TopicSettings
 from .routing_module import make_router
-from .running import logged_in, until_signalled
+from .running import cycles_collected_by_the_clock, logged_in, until_signalled
 from .schemas import RegistryClient
 from .settings import Settings
 from .store.postgres import PostgresLog, PostgresOutbox
@@ -38,8 +37,6 @@ relay_app.command("verify")(relay_verify)
 relay_app.command("replay")(relay_replay)
 
 Result = TypeVar("Result")
-
-_COLLECT_EVERY_S = 30.0
 
 
 async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryClient | None) -> Relay:
@@ -117,22 +114,11 @@ def relay_run(
                 outbox.stop()
 
             stop_with_parent(stop)
-            # Batches are many objects for a short time and no cycles: to look through them while they are there costs a tenth of
-            # the time. So cycles, which errors leave, are collected by the clock.
-            gc.freeze()
-            gc.disable()
-            collecting = asyncio.create_task(_collect_cycles())
             quiet = SUPERVISED in os.environ
-            await until_signalled(logged_in(settings.kafka(), publish), stop, "relay", look, quiet=quiet)
-            collecting.cancel()
+            async with cycles_collected_by_the_clock():
+                await until_signalled(logged_in(settings.kafka(), publish), stop, "relay", look, quiet=quiet)
 
     run(work())
-
-
-async def _collect_cycles() -> None:
-    while True:
-        await asyncio.sleep(_COLLECT_EVERY_S)
-        gc.collect()
 
 
 async def _supervise(settings: Settings, processes: int) -> int:

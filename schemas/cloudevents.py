@@ -120,7 +120,7 @@ def event_of(headers: Mapping[str, bytes], data: Mapping[str, Any]) -> Event:
             event_type=headers["ce_type"].decode(),
             data=data,
             metadata=metadata,
-            event_id=UUID(headers["ce_id"].decode()),
+            event_id=msgspec.convert(headers["ce_id"].decode(), UUID),  # in a third of the time that UUID() takes
             stream_id=headers["ce_subject"].decode(),
             schema_version=int(headers["ce_schemaversion"]),
             version=int(headers["ce_streamversion"]),

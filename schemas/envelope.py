@@ -257,7 +257,7 @@ def _event_of(headers: Mapping[str, bytes], envelope: Envelope, data: dict[str, 
         raise DecodeError("the record has no header ce_id, and its value is not the envelope of the event that its headers name")
     try:
         metadata = _read_json.decode(envelope.metadata) if envelope.metadata else {}
-        event_id = UUID(envelope.event_id)
+        event_id = msgspec.convert(envelope.event_id, UUID)
     except (ValueError, msgspec.MsgspecError) as error:
         raise DecodeError(f"the value is not an event's envelope: {error!r}") from error
     if envelope.timestamp is not None:

@@ -24,7 +24,6 @@ __all__ = [
     "check_tags",
     "data_of",
     "normalise_metadata",
-    "recorded",
     "rfc3339",
     "rfc3339_now",
 ]
@@ -142,20 +141,19 @@ class StoredEvent(NamedTuple):
     created_at: datetime
     metadata: str
 
-
-def recorded(stored: StoredEvent, data: Mapping[str, Any]) -> Event:
-    """Return the event that is stored so, with its data decoded. Its tags stay in the store."""
-    return Event(
-        event_type=stored.event_type,
-        data=data,
-        metadata=_read_json.decode(stored.metadata),
-        event_id=UUID(stored.event_id),
-        stream_id=stored.stream_id,
-        schema_version=stored.schema_version,
-        version=stored.version,
-        global_position=stored.global_position,
-        created_at=stored.created_at,
-    )
+    def decoded(self, data: Mapping[str, Any]) -> Event:
+        """Return the recorded event, given its payload as data. It has no tags: those are kept apart."""
+        return Event(
+            event_type=self.event_type,
+            data=data,
+            metadata=_read_json.decode(self.metadata),
+            event_id=msgspec.convert(self.event_id, UUID),
+            stream_id=self.stream_id,
+            schema_version=self.schema_version,
+            version=self.version,
+            global_position=self.global_position,
+            created_at=self.created_at,
+        )
 
 
 def data_of(instance: Any) -> dict[str, Any]:

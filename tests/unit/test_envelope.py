@@ -105,14 +105,15 @@ def test_what_is_written_by_hand_is_what_avro_reads_and_writes(
 
 @settings(deadline=None)
 @given(metadata, texts)
-def test_both_forms_carry_the_same_event(given_: dict[str, Any], customer_id: str) -> None:
+def test_both_forms_and_the_log_carry_the_same_event(given_: dict[str, Any], customer_id: str) -> None:
     event = stored(data={"customer_id": customer_id, "total_cents": 3}, metadata=msgspec.json.encode(given_).decode())
     read: list[Event] = []
     for value, headers in [(event.payload, HeaderWriter("/shop").headers(event)), envelop(event, _HEADER)]:
         arrived = dict(headers)
         reader = RecordReader(codec())
         read += [reader.event(arrived, value) for _ in range(2)]  # the second one by the reader that the first one made
-    assert read == [read[0]] * 4
+    read.append(event.decoded(codec().decode(event.payload)))
+    assert read == [read[0]] * 5
     assert read[0].metadata == given_
     assert read[0].data == {"customer_id": customer_id, "total_cents": 3, "note": None}
     assert read[0].event_id == UUID(_ID)

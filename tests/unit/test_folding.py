@@ -206,3 +206,20 @@ def test_memory_refuses_a_second_insert_and_keeps_what_was_there() -> None:
     assert model.row("orders", "Order-1") == {"id": "Order-1", "customer": "a", "cents": 1}
     model.given("Order-1", event("Cancelled"))
     assert model.row("orders", "Order-1") is None
+
+
+@pytest.mark.parametrize("keys", [["b", "c", "a"], [10, 9, 2], ["b", 1, "a"]])
+def test_rows_are_written_in_one_order_of_their_keys(keys: list[Any]) -> None:
+    """Two processes that touch the same rows lock them in the same order, whatever came first."""
+    table = Table("things", columns={"id": "text", "n": "bigint", "m": "bigint"}, key="id")
+    orders = []
+    for order in (keys, keys[::-1]):
+        writer = table.writer()
+        for key in order:
+            writer.upsert(id=key, n=1)
+            writer.increment(m=2, id=key)
+        (write,) = writer.flush()
+        assert (write.columns, sorted(row[1:] for row in write.rows)) == (("id", "n", "m"), [(1, 2)] * 3)
+        assert not writer.flush()
+        orders.append([row[0] for row in write.rows])
+    assert orders[0] == orders[1] != keys

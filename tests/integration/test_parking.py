@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from eventspine import Event, Fenced, PostgresSink, Projection, ProjectionError, Table, TableWriter, on
+from eventspine import Event, Fenced, PostgresSink, Projection, ProjectionError, Table, TableWriter, Unavailable, on
 from eventspine.consumers.engine import Engine
 from eventspine.consumers.parked import Kept, Parked
 from eventspine.consumers.places import Item, Partition
+from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
+from tests.waiting import wait_for
 
 P0 = Partition("events.Order", 0)
 
@@ -84,7 +86,7 @@ class Bench:
         return [tuple(row) for row in rows]
 
     async def ask(self, stream: str, what: str) -> None:
-        await self.pool.execute("UPDATE projection_parked SET asked = $2 WHERE stream_id = $1", stream, what)
+        await PostgresProjectionAdmin(self.pool).ask(self.projection.name, what, stream)
         await self.engine.look_at_parked()
 
 
@@ -175,3 +177,26 @@ async def test_halt_writes_nothing_behind(pool: asyncpg.Pool) -> None:
         await bench.apply(item(1, "Order-x", 1), item(2, "Order-x", HUGE), item(3, "Order-y", 2))
     again = await Bench(pool, Sums()).start()
     assert again.engine.places[P0].next_offset == 1
+
+
+async def test_a_crash_after_a_discard_discards_no_other(pool: asyncpg.Pool) -> None:
+    """The event behind the discarded one is refused too, and set aside anew; then the connection is lost."""
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", HUGE), item(2, "Order-x", HUGE), item(3, "Order-x", 3), item(4, "Order-x", 4))
+    await PostgresProjectionAdmin(pool).ask("sums", "discard", "Order-x")
+    async with pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("SELECT FROM projection_parked WHERE global_position = 3 FOR UPDATE")
+        asking = asyncio.create_task(bench.engine.look_at_parked())
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        pid = await wait_for(lambda: pool.fetchval(waiting))
+        assert await bench.parked() == [(2, "parked", 1), (3, "waiting", 0), (4, "waiting", 0)]
+        await pool.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(Unavailable):
+            await asking
+    heir = await Bench(pool, Sums()).start()
+    heir.seen = bench.seen
+    await heir.engine.look_at_parked()
+    assert await heir.parked() == [(2, "parked", 2), (3, "waiting", 0), (4, "waiting", 0)]
+    heir.mended[2] = 2
+    await heir.ask("Order-x", "retry")
+    assert await heir.sums() == {"Order-x": 9}

@@ -135,8 +135,8 @@ class Consumer:
                 await member.join(self._topics())
             await self._consume(engine, member)
         finally:
-            engine.release(list(engine.places))
             await member.leave()
+            engine.release(list(engine.places))  # behind the last write, which asks what is parked
 
     async def _consume(self, engine: Engine, member: _Member) -> None:
         looked_at = float("-inf")
@@ -261,7 +261,8 @@ class _Member:
                     self._held += await self._call(self._poll, 0.0, 1)
             await self.writing
         finally:
-            self.writing = None
+            if self.writing.done():  # or else `leave` waits for it
+                self.writing = None
             if stopped and not self.paused:
                 await self._call(self._hold, False)
 

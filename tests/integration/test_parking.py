@@ -15,7 +15,7 @@ from eventspine.consumers.places import Item, Partition
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
 from tests.waiting import wait_for
 
-P0 = Partition("events.Order", 0)
+P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
 
 
 class Sums(Projection):
@@ -39,6 +39,17 @@ class LenientSums(Sums):
 class HaltingSums(Sums):
     name = "sums"
     poison = "halt"
+
+
+class Balances(Projection):
+    """Reads its rows: batches are folded again when these are there."""
+
+    table = Table("balances", columns={"id": "text", "n": "bigint"}, key="id")
+
+    @on("Added")
+    def added(self, event: Event, balances: TableWriter) -> None:
+        before = balances.get(id=event.stream_id) or {"n": 0}
+        balances.upsert(id=event.stream_id, n=before["n"] + event.data["n"])
 
 
 def item(position: int, stream: str, n: object, *, offset: int | None = None) -> Item:
@@ -200,3 +211,26 @@ async def test_a_crash_after_a_discard_discards_no_other(pool: asyncpg.Pool) -> 
     heir.mended[2] = 2
     await heir.ask("Order-x", "retry")
     assert await heir.sums() == {"Order-x": 9}
+
+
+async def test_what_is_staged_of_a_partition_that_was_given_up_is_not_written(pool: asyncpg.Pool) -> None:
+    """Its streams that are parked are not known any more; and it may be ours again, under another epoch."""
+    bench = await Bench(pool, Balances()).start()
+    await bench.engine.claim({P1: ""})
+    await bench.apply(item(1, "Order-x", "a text"), item(2, "Order-y", 1))
+    mine, gone = item(3, "Order-z", 1, offset=0)._replace(partition=P1), item(4, "Order-x", 1, offset=2)
+    for again in (False, True):
+        staged = bench.engine.stage([gone, mine])
+        assert staged is not None
+        bench.engine.release([P0])
+        if again:
+            await bench.engine.claim({P0: ""})
+        await bench.engine.write(staged)
+        assert await bench.parked() == [(1, "parked", 1)]
+        assert await pool.fetchval("SELECT next_offset FROM projection_offsets WHERE partition = 0") == 2
+        if not again:
+            await bench.engine.claim({P0: ""})
+            mine = item(5, "Order-z", 1, offset=1)._replace(partition=P1)
+    assert [tuple(row) for row in await pool.fetch("SELECT id, n FROM balances ORDER BY id")] == [("Order-y", 1), ("Order-z", 2)]
+    await bench.apply(gone)
+    assert await bench.parked() == [(1, "parked", 1), (4, "waiting", 0)]

@@ -178,6 +178,7 @@ class Consumer:
         else:
             settings["partition.assignment.strategy"] = "cooperative-sticky"
             settings["session.timeout.ms"] = int(self._session_timeout_s * 1000)
+            settings["heartbeat.interval.ms"] = min(3000, int(self._session_timeout_s * 1000 / 3))  # one may be lost
         if self._instance_id:
             settings["group.instance.id"] = self._instance_id
         return settings

@@ -201,20 +201,22 @@ def _is_repeated(headers: dict[str, str], position: int, before: _Partition) -> 
     return int(headers[_LATE[1]]) <= before.late if _LATE[1] in headers else position <= before.position
 
 
-async def check_read_model(database: asyncpg.Pool) -> None:
-    """Check that the tables of `tests.projections` equal a fold of the log, and that every event was applied once.
+async def check_read_model(database: asyncpg.Pool, *, log: asyncpg.Pool | None = None) -> None:
+    """Check that the tables of `OrderTotals` equal a fold of the log, in the same database or another, and that every event was
+    applied once.
 
     Raises:
         AssertionError: the first difference.
     """
-    expected = [tuple(row) for row in await database.fetch(_ORDER_TOTALS)]
+    log = log or database
+    expected = [tuple(row) for row in await log.fetch(_ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
     assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
-    states = [tuple(row) for row in await database.fetch(_ORDER_STATES)]
+    states = [tuple(row) for row in await log.fetch(_ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
     applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")
-    recorded = await database.fetchval("SELECT count(*) FROM events")
+    recorded = await log.fetchval("SELECT count(*) FROM events")
     assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"
 
 

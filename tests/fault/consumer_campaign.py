@@ -10,6 +10,7 @@ import asyncio
 import random
 import secrets
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -113,6 +114,8 @@ class Round:
     broken: Path
     crew: list[Member] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)  # asked to be discarded
+    written: int = 0
+    ending: bool = False
 
     def __post_init__(self) -> None:
         self.chance = random.Random(f"{self.plan.seed} steps")
@@ -177,18 +180,24 @@ class Round:
         for member in list(self.crew):
             if member.process.popen.poll() is None:
                 continue
-            said = member.process.said
-            if self.plan.poison == "halt" and "nothing of this batch was written" in said:
-                self.counts["halts"] += 1
-                await self.refuse(False)
-            elif _found_nobody(member.process):
-                self.counts["ended at their start, as Postgres was away"] += 1
-            elif self.plan.source == "log" and "one process at a time" in said:
-                self.counts["relieved at the log, or reset"] += 1
-            else:
-                member.process.check_running()
+            await self.accept_end(member)
             self.crew.remove(member)
         await self.fill_up()
+        if self.plan.poison == "halt" and not self.broken.exists() and not self.ending and self.chance.random() < 0.01:
+            await self.refuse(True)
+
+    async def accept_end(self, member: Member) -> None:
+        """Look why a consumer ended that nobody killed."""
+        said = member.process.said
+        if self.plan.poison == "halt" and "nothing of this batch was written" in said:
+            self.counts["halts"] += 1
+            await self.refuse(False)
+        elif _found_nobody(member.process):
+            self.counts["ended at their start, as Postgres was away"] += 1
+        elif self.plan.source == "log" and "one process at a time" in said:
+            self.counts["relieved at the log, or reset"] += 1
+        else:
+            raise AssertionError(f"ended with {member.process.popen.returncode}, saying:\n{said[-3000:]}")
 
     async def worker(self) -> Member:
         """Return one that has something to lose, if there is one."""
@@ -199,8 +208,8 @@ class Round:
     # Kills
 
     async def kill(self) -> None:
-        """kill -9 of something."""
-        await self.tend()
+        """kill -9 of something, once something was done since the last time."""
+        await self.moved()
         draw = self.chance.random()
         if draw < 0.05:
             await self.kill_server("broker", self.servers.kafka)
@@ -219,6 +228,19 @@ class Round:
             await self.kill_at_request(*self.chance.choice([*steps.items()]))
         else:
             await self.kill_at_statement(self.chance.choice([*SQL_STEPS, "in mid-transaction", "committing"]))
+
+    async def moved(self) -> None:
+        """Wait until somebody has written: who has nothing to do has nothing to lose. Not for long: a pause may be on."""
+
+        started = time.monotonic()
+        while time.monotonic() - started < 12:
+            await self.tend()
+            written = await self.asked(lambda: self.spine.pool.fetchval(_WRITTEN, self.model.name))
+            if written != self.written:
+                self.written = written
+                return
+            await asyncio.sleep(0.1)
+        self.counts["struck before anything was written"] += 1
 
     async def kill_server(self, name: str, server: Any) -> None:
         await asyncio.to_thread(server.kill)
@@ -281,7 +303,10 @@ class Round:
     async def bury(self, member: Member, how: str, *, refill: bool = True) -> None:
         member.process.kill()
         self.crew.remove(member)
-        self.counts[f"kills: {how}" if await member.process.ended() == -9 else "ended by themselves"] += 1
+        if await member.process.ended() == -signal.SIGKILL:
+            self.counts[f"kills: {how}"] += 1
+        else:
+            await self.accept_end(member)
         if refill:
             await self.fill_up()
 
@@ -427,6 +452,7 @@ class Round:
 
     async def settle(self) -> None:
         """Let the consumers come to the end of the log, with all that is parked, and end them; then look."""
+        self.ending = True
         await self.refuse(False)
         assert self.relay is not None
         await self.spine.relayed(self.relay, timeout_s=90)
@@ -491,6 +517,8 @@ SELECT stream_id, global_position, asked FROM projection_parked
  WHERE projection = $1 AND state <> 'skipped' ORDER BY stream_id, global_position FOR UPDATE"""
 
 _FROM = "SELECT global_position FROM events WHERE stream_id = $1 AND global_position >= $2"
+
+_WRITTEN = "SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = $1"
 
 _ASIDE = "SELECT count(*) FROM projection_parked WHERE projection = $1 AND state <> 'skipped'"
 

@@ -231,9 +231,8 @@ class Round:
 
     async def moved(self) -> None:
         """Wait until somebody has written: who has nothing to do has nothing to lose. Not for long: a pause may be on."""
-
         started = time.monotonic()
-        while time.monotonic() - started < 12:
+        while time.monotonic() - started < 8:
             await self.tend()
             written = await self.asked(lambda: self.spine.pool.fetchval(_WRITTEN, self.model.name))
             if written != self.written:

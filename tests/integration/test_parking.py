@@ -234,3 +234,20 @@ async def test_what_is_staged_of_a_partition_that_was_given_up_is_not_written(po
     assert [tuple(row) for row in await pool.fetch("SELECT id, n FROM balances ORDER BY id")] == [("Order-y", 1), ("Order-z", 2)]
     await bench.apply(gone)
     assert await bench.parked() == [(1, "parked", 1), (4, "waiting", 0)]
+
+
+async def test_an_owner_that_is_relieved_in_the_middle_of_a_retry_writes_nothing(pool: asyncpg.Pool) -> None:
+    """A retry moves no offset: only the epoch tells that somebody else may have done it, too."""
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", HUGE))
+    bench.mended[1] = 1
+    await PostgresProjectionAdmin(pool).ask("sums", "retry")
+    async with pool.acquire() as heir, heir.transaction():
+        await heir.execute("UPDATE projection_offsets SET epoch = epoch + 1")
+        retrying = asyncio.create_task(bench.engine.look_at_parked())
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        await wait_for(lambda: pool.fetchval(waiting))
+    with pytest.raises(Fenced):
+        await retrying
+    assert await bench.parked() == [(1, "parked", 1)]
+    assert await bench.sums() == {}

@@ -105,7 +105,8 @@ async def test_member_fenced_by_its_successor_in_mid_transaction(spine: Spine, t
         await wait_for(lambda: spine.pool.fetchval(_waiting_at("FOR NO KEY UPDATE")), timeout_s=30)
         heir = consumer()
         await wait_for(lambda: spine.pool.fetchval(_waiting_at("INSERT INTO projection_offsets")), timeout_s=30)
-        await asyncio.sleep(5)  # told in the answer to its next heartbeat (2 s), and seen at its next look (2 s)
+        await wait_for(lambda: "fenced by other consumer" in fenced.said, timeout_s=30)  # the Kafka client says so at once
+        await asyncio.sleep(3)  # and is asked within 2 s
     await wait_for(lambda: spine.pool.fetchval("SELECT count(*) FROM applied"), timeout_s=30)  # one of the two has written
     fenced.kill()
     broken.unlink()

@@ -190,6 +190,18 @@ async def test_halt_writes_nothing_behind(pool: asyncpg.Pool) -> None:
     assert again.engine.places[P0].next_offset == 1
 
 
+async def test_rows_are_read_anew_for_each_batch(pool: asyncpg.Pool) -> None:
+    """By an owner that has read them before, and by the next one."""
+    first = await Bench(pool, Balances()).start()
+    for position in range(1, 5):
+        await first.apply(item(position, "Order-x", position))
+    second = await Bench(pool, Balances()).start()
+    await second.apply(item(5, "Order-x", 5))
+    third = await Bench(pool, Balances()).start()
+    await third.apply(item(6, "Order-x", 6), item(7, "Order-x", 7))
+    assert await pool.fetchval("SELECT n FROM balances") == 28
+
+
 async def test_a_crash_after_a_discard_discards_no_other(pool: asyncpg.Pool) -> None:
     """The event behind the discarded one is refused too, and set aside anew; then the connection is lost."""
     bench = await Bench(pool, Sums()).start()

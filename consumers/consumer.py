@@ -36,6 +36,7 @@ _partition = lru_cache(maxsize=4096)(Partition)
 
 _LOOK_EVERY_S: Final = 1.0
 _STAY_ALIVE_S: Final = 2.0
+_TOPICS_EVERY_S: Final = 5.0
 
 
 class Consumer:
@@ -138,8 +139,8 @@ class Consumer:
                 await member.join(self._topics())
             await self._consume(engine, member)
         finally:
-            engine.release(list(engine.places))
             await member.leave()
+            engine.release(list(engine.places))  # behind the last write, which asks what is parked
 
     async def _consume(self, engine: Engine, member: _Member) -> None:
         looked_at = float("-inf")
@@ -158,6 +159,7 @@ class Consumer:
                 await member.pause(await engine.look_at_parked())
                 await member.report()
                 looked_at = time.monotonic()
+                await member.check_topics()
             if self._backoff.failing and self.places:
                 logger.info("consumer goes on", extra={"projection": self._projection.name})
                 self._backoff.reset()
@@ -181,6 +183,7 @@ class Consumer:
         else:
             settings["partition.assignment.strategy"] = "cooperative-sticky"
             settings["session.timeout.ms"] = int(self._session_timeout_s * 1000)
+            settings["heartbeat.interval.ms"] = min(3000, int(self._session_timeout_s * 1000 / 3))  # one may be lost
         if self._instance_id:
             settings["group.instance.id"] = self._instance_id
         return settings
@@ -230,6 +233,7 @@ class _Member:
         self._kafka = KafkaConsumer(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{name}")
         self._topic_ids: dict[str, str] = {}
+        self._topics_at = time.monotonic()
         self._held: list[Message] = []
 
     async def join(self, topics: list[str]) -> None:
@@ -263,7 +267,8 @@ class _Member:
                     self._held += await self._call(self._poll, 0.0, 1)
             await self.writing
         finally:
-            self.writing = None
+            if self.writing.done():  # or else `leave` waits for it
+                self.writing = None
             if stopped and not self.paused:
                 await self._call(self._hold, False)
 
@@ -280,6 +285,24 @@ class _Member:
         offsets = [TopicPartition(*partition, place.next_offset) for partition, place in self._engine.places.items()]
         if offsets:
             await self._call(self._commit, offsets)
+
+    async def check_topics(self) -> None:
+        """Look now and then whether topics are still those that were claimed: the client goes on in one that was made anew.
+
+        Raises:
+            IntegrityError: one is not.
+        """
+        if time.monotonic() - self._topics_at < _TOPICS_EVERY_S:
+            return
+        for topic in {partition.topic for partition in self._engine.places}:
+            with suppress(KafkaException):  # away, or deleted: nothing is read then
+                topic_id = await asyncio.to_thread(self._ask_topic_id, topic)
+                if topic_id != self._topic_ids[topic]:
+                    raise IntegrityError(
+                        f"topic {topic} was deleted and made anew while projection {self._name} read it: offsets mean other "
+                        f"records now. Build the projection again: `eventspine projections reset`"
+                    )
+        self._topics_at = time.monotonic()
 
     def _commit(self, offsets: list[TopicPartition]) -> None:
         with suppress(KafkaException):
@@ -316,6 +339,8 @@ class _Member:
         return [message for message in messages if message.error() is None]
 
     def _assigned(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            self._topic_ids.pop(each.topic, None)  # to be asked for anew
         mine = {Partition(each.topic, each.partition): self._topic_id(each.topic) for each in partitions}
         asyncio.run_coroutine_threadsafe(self._engine.claim(mine), self._loop).result()
         starts = [TopicPartition(*each, self._engine.places[each].next_offset) for each in mine]
@@ -334,17 +359,23 @@ class _Member:
 
     def _topic_id(self, topic: str) -> str:
         if topic not in self._topic_ids:
-            admin = AdminClient(client_settings(self._bootstrap))
-            told = answer_of(admin, admin.describe_topics(TopicCollection([topic]), request_timeout=30)[topic])
-            self._topic_ids[topic] = str(told.topic_id)
+            self._topic_ids[topic] = self._ask_topic_id(topic)
         return self._topic_ids[topic]
+
+    def _ask_topic_id(self, topic: str) -> str:
+        admin = AdminClient(client_settings(self._bootstrap))
+        told = answer_of(admin, admin.describe_topics(TopicCollection([topic]), request_timeout=30)[topic])
+        return str(told.topic_id)
 
 
 def _arrived(message: Message) -> Arrival:
     headers: dict[str, bytes] = dict(message.headers() or ())  # type: ignore[arg-type]
     position = headers.get("ce_globalposition", b"")
     if not position.isdigit():
-        raise DecodeError(f"{_where(message)}: not published by eventspine (no header ce_globalposition)")
+        raise DecodeError(
+            f"{_where(message)}: not published by eventspine (no header ce_globalposition). Nothing behind it was taken: find "
+            "out who wrote it; to go on without it, build the topic again: `eventspine relay rebuild`"
+        )
     late = headers.get("ce_latenumber", b"0")
     if not late.isdigit():
         raise DecodeError(f"{_where(message)}: the header ce_latenumber is no number: {late[:100]!r}")

@@ -88,12 +88,17 @@ class Engine:
         return Staged(items, new, before, after, self._generation, self._fold_first(new))
 
     async def write(self, staged: Staged) -> None:
-        """Write a batch.
+        """Write a batch, without what it has of partitions that were given up since it was staged.
 
         Raises:
             Fenced: somebody else owns one of its partitions now.
             ProjectionError: the data can't be written, and the projection's policy is to halt.
         """
+        if not all(self._owns(partition, place) for partition, place in staged.before.items()):
+            left = self._without_lost(staged)
+            if left is None:
+                return
+            staged = left
         folded = staged.folded
         if staged.generation != self._generation:  # the batch before set more streams aside
             folded = self._fold_first(staged.new)
@@ -191,6 +196,15 @@ class Engine:
             self._parked[partition].discard(stream_id)
             self._generation += 1
             logger.info("stream is parked no longer", extra={"projection": self._projection.name, "stream": stream_id})
+
+    def _owns(self, partition: Partition, place: Place) -> bool:
+        return partition in self.places and self.places[partition].epoch == place.epoch
+
+    def _without_lost(self, staged: Staged) -> Staged | None:
+        """Return what a batch has of partitions that are ours still. Of the others it is not known any more what is parked."""
+        before = {partition: place for partition, place in staged.before.items() if self._owns(partition, place)}
+        new, after = new_items(staged.items, before)
+        return Staged(staged.items, new, before, after, self._generation, self._fold_first(new)) if after else None
 
     def _fold_first(self, items: Sequence[Item]) -> Folded | Refused:
         try:

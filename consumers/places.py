@@ -82,9 +82,9 @@ def new_items(items: Sequence[Item], places: Mapping[Partition, Place]) -> tuple
             reached = max(last_position, built_to)
             raise IntegrityError(
                 f"{partition.topic}[{partition.number}]: the record at offset {at} (position {position}) follows that of "
-                f"position {item.follows}, but only those up to {reached} were there: Kafka has lost records. Nothing was skipped. "
-                "`eventspine relay verify` names them; `eventspine projections rebuild` builds the tables from the log, and goes "
-                "on from there"
+                f"position {item.follows}, but only those up to {reached} were there: Kafka has lost records. Nothing was "
+                "skipped. `eventspine relay verify` names them; `eventspine projections rebuild` builds the tables from the log, "
+                "and goes on from there"
             )
         offset = at + 1
         if late:

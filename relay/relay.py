@@ -276,7 +276,7 @@ class Relay:
         backoff = self._backoffs[who] = Backoff(give_up_after_s=self._give_up_after_s)
         while True:
             try:
-                await work()
+                await unbroken(work())
             except (Unavailable, Fenced) as error:
                 if self._stop.is_set() or unless():
                     return
@@ -306,6 +306,23 @@ class Relay:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+async def unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; where a client cancelled what it waits for, say that as what it is.
+
+    Otherwise this task would end as if somebody had cancelled it, which a task group takes for wanted: nobody would begin anew.
+
+    Raises:
+        Unavailable: a client gave up what was asked of it.
+    """
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Unavailable("a client broke off what was asked of it") from error
 
 
 def _first(errors: BaseExceptionGroup) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -15,6 +15,7 @@ import fastavro
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from eventspine import Event
+from tests.projections import CATEGORIES, link
 
 _COUNTS = """
 SELECT count(*) AS events, coalesce(min(global_position), 1) AS first, coalesce(max(global_position), 0) AS last,
@@ -202,18 +203,81 @@ def _is_repeated(headers: dict[str, str], position: int, before: _Partition) -> 
     return int(headers[_LATE[1]]) <= before.late if _LATE[1] in headers else position <= before.position
 
 
-async def check_read_model(database: asyncpg.Pool) -> None:
-    """Check that the tables of `tests.projections` equal a fold of the log, and that every event was applied once.
+async def check_read_model(database: asyncpg.Pool, *, log: asyncpg.Pool | None = None) -> None:
+    """Check that the tables of `OrderTotals` equal a fold of the log, in the same database or another, and that every event was
+    applied once.
 
     Raises:
         AssertionError: the first difference.
     """
-    expected = [tuple(row) for row in await database.fetch(_ORDER_TOTALS)]
+    log = log or database
+    expected = [tuple(row) for row in await log.fetch(_ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
     assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
-    states = [tuple(row) for row in await database.fetch(_ORDER_STATES)]
+    states = [tuple(row) for row in await log.fetch(_ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
     applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")
-    recorded = await database.fetchval("SELECT count(*) FROM events")
+    recorded = await log.fetchval("SELECT count(*) FROM events")
     assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"
+
+
+_HANDLED = """
+SELECT global_position, stream_id, version, event_type FROM events
+ WHERE stream_type = ANY($1::text[]) AND event_type IN ('OrderPlaced', 'OrderPaid') ORDER BY global_position"""
+
+_CHECKED_TABLES = {
+    "sums": "SELECT event_type, events, versions FROM sums",
+    "chains": "SELECT stream_id, events, link FROM chains",
+    "journal": "SELECT position, stream_id, version FROM journal",
+    "journal_streams": "SELECT stream_id, falls FROM journal_streams",
+    "entries": "SELECT position, stream_id, version FROM entries",
+    "counts": "SELECT event_type, events FROM counts",
+}
+
+
+async def check_projection(database: asyncpg.Pool, projection: str, *, left_out: Collection[int] = (), log: asyncpg.Pool) -> int:
+    """Check that the tables of a projection of the campaign equal a fold of the log, and that nothing is parked; return how many
+    events were applied.
+
+    Events that were skipped are left out of the fold; those at positions `left_out` may be.
+
+    Raises:
+        AssertionError: the first difference.
+    """
+    rows = await database.fetch("SELECT global_position, state, reason FROM projection_parked WHERE projection = $1", projection)
+    parked = [tuple(row) for row in rows if row["state"] != "skipped"]
+    assert not parked, f"{len(parked)} events are parked: {parked[:4]}"
+    skipped = {row["global_position"] for row in rows}
+    handled = [tuple(row) for row in await log.fetch(_HANDLED, list(CATEGORIES))]
+    times = {row["position"]: row["times"] for row in await database.fetch("SELECT position, times FROM applied")}
+    repeated = {position: count for position, count in times.items() if count != 1}
+    assert not repeated, f"events were applied more than once: {repeated}"
+    strange = times.keys() - {event[0] for event in handled}
+    assert not strange, f"events were applied that are not in the log, or not to be handled: {sorted(strange)[:10]}"
+    assert not skipped & times.keys(), f"events were skipped, and applied: {sorted(skipped & times.keys())[:10]}"
+    missing = sorted({event[0] for event in handled} - times.keys() - skipped - set(left_out))
+    assert not missing, f"{len(missing)} events were not applied: {missing[:10]}"
+    expected = _folded(projection, [event for event in handled if event[0] in times])
+    for table, right in expected.items():
+        actual = Counter(tuple(row) for row in await database.fetch(_CHECKED_TABLES[table]))
+        assert actual == Counter(right), f"{table} has {list((actual - Counter(right)).items())[:4]}, where the fold has " + repr(
+            list((Counter(right) - actual).items())[:4]
+        )
+    return len(times)
+
+
+def _folded(projection: str, events: list[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the rows that a projection's tables must have after these events (position, stream, version, type)."""
+    by_type, by_stream = Counter(event[3] for event in events), Counter(event[1] for event in events)
+    if projection == "sums":
+        return {"sums": [(name, n, sum(event[2] for event in events if event[3] == name)) for name, n in by_type.items()]}
+    if projection == "chains":
+        links = dict.fromkeys(by_stream, "")
+        for _, stream, version, _ in events:
+            links[stream] = link(links[stream], version)
+        return {"chains": [(stream, n, links[stream]) for stream, n in by_stream.items()]}
+    rows = [event[:3] for event in events]
+    if projection == "journal":
+        return {"journal": rows, "journal_streams": [(stream, 0) for stream in by_stream]}
+    return {"entries": rows, "counts": list(by_type.items())}

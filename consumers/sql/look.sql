@@ -7,4 +7,5 @@ SELECT true, false, o.topic, o.partition, NULL, NULL
   FROM projection_offsets o JOIN unnest($2::text[], $3::int[], $4::bigint[]) AS mine (topic, partition, epoch) USING (topic, partition)
  WHERE o.projection = $1 AND o.epoch <> mine.epoch
  UNION ALL
-SELECT DISTINCT false, false, topic, partition, stream_id, asked FROM projection_parked WHERE projection = $1 AND asked IS NOT NULL
+SELECT false, false, topic, partition, stream_id, min(asked) -- discard, of the first event, before retry, of those behind it
+  FROM projection_parked WHERE projection = $1 AND asked IS NOT NULL GROUP BY topic, partition, stream_id

@@ -33,7 +33,7 @@ appender.console.layout.pattern=%d %p %c: %m%n
 """
 
 # One node: internal topics can't have more replicas. Rebalances and coordinators answer at once instead of waiting for more
-# members, as suits a developer's machine; the heartbeat of KIP-848 groups likewise.
+# members, as suits a developer's machine; KIP-848 groups have short heartbeats likewise, and dead members are missed soon.
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -54,6 +54,9 @@ broker.session.timeout.ms=4000
 group.initial.rebalance.delay.ms=0
 group.consumer.heartbeat.interval.ms=1000
 group.consumer.min.heartbeat.interval.ms=500
+group.min.session.timeout.ms=2000
+group.consumer.min.session.timeout.ms=2000
+group.consumer.session.timeout.ms=4000
 auto.create.topics.enable=false
 """
 

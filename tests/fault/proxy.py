@@ -18,9 +18,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 PRODUCE: Final = 0
 FETCH: Final = 1
+OFFSET_COMMIT: Final = 8
+JOIN_GROUP: Final = 11
+HEARTBEAT: Final = 12
 INIT_PRODUCER_ID: Final = 22
 ADD_PARTITIONS_TO_TXN: Final = 24
 END_TXN: Final = 26
+CONSUMER_GROUP_HEARTBEAT: Final = 68
 
 Moment = Literal["before", "unanswered", "answered"]
 
@@ -60,6 +64,42 @@ class Trap:
         if not self.holds:
             raise ConnectionResetError
         await self._released.wait()
+
+
+@dataclass
+class SqlTrap:
+    """Strike at what a client says to Postgres, at the moments of a `Trap`: the n-th time that it says `text`, and from there so
+    many messages `later` on that connection. Springs once; the connection breaks then.
+
+    asyncpg says the text of a prepared statement at its first use on a connection, and BEGIN and COMMIT each time.
+    """
+
+    text: bytes
+    moment: Moment
+    strike: Callable[[], None]
+    skip: int = 0
+    later: int = 0
+    sprung: bool = False
+    _connection: object = None  # the one on which `later` counts
+
+    def springs(self, said: bytes, moment: Moment, connection: object) -> bool:
+        if self.sprung or moment != self.moment:
+            return False
+        if self._connection is None:
+            if self.text not in said:
+                return False
+            if self.skip:
+                self.skip -= 1
+                return False
+            self._connection = connection
+        elif self._connection is not connection:
+            return False
+        if self.later:
+            self.later -= 1
+            return False
+        self.sprung = True
+        self.strike()
+        return True
 
 
 class Proxy:
@@ -184,6 +224,33 @@ class KafkaProxy(Proxy):
             await trap.hold()
 
 
+class PostgresProxy(Proxy):
+    """Knows what a client said last on each connection: asyncpg waits for the answer before it says more."""
+
+    def __init__(self, server_port: int) -> None:
+        super().__init__(server_port)
+        self.trap: SqlTrap | None = None
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
+        while chunk := await reader.read(65536):
+            self._spring(chunk, "before", asked)
+            asked[0] = chunk
+            await self._forward(chunk, writer)
+        raise ConnectionResetError
+
+    async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
+        while chunk := await reader.read(65536):
+            said = asked.pop(0, b"")
+            self._spring(said, "unanswered", asked)
+            await self._forward(chunk, writer)
+            self._spring(said, "answered", asked)
+        raise ConnectionResetError
+
+    def _spring(self, said: bytes, moment: Moment, connection: object) -> None:
+        if said and (trap := self.trap) is not None and trap.springs(said, moment, connection):
+            raise ConnectionResetError
+
+
 def _api_key(request: bytes) -> int:
     return int(struct.unpack_from(">h", request, 4)[0])
 
@@ -202,11 +269,11 @@ async def kafka_proxy(bootstrap: str) -> AsyncIterator[KafkaProxy]:
 
 
 @asynccontextmanager
-async def postgres_proxy(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
+async def postgres_proxy(dsn: str) -> AsyncIterator[tuple[PostgresProxy, str]]:
     """Run a proxy in front of a Postgres server; the DSN leads through it."""
     parts = urlsplit(dsn)
     assert parts.port is not None
-    proxy = Proxy(parts.port)
+    proxy = PostgresProxy(parts.port)
     async with proxy.running():
         user = f"{parts.username}@" if parts.username else ""
         yield proxy, urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}"))

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+from eventspine import ANY, Event
+from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
+from tests.event_types import paid
 from tests.fault.conftest import Spine
+from tests.oracle import check_projection
+from tests.processes import Process
+from tests.projections import BROKEN_CUSTOMER
 from tests.waiting import wait_for
 
 _BLOCKED = """
@@ -73,3 +80,46 @@ async def test_rebalance_under_load(spine: Spine) -> None:
     for process in (relay, second, third):
         await process.stop()
     await spine.check()
+
+
+async def test_member_fenced_by_its_successor_in_mid_transaction(spine: Spine, tmp_path: Path) -> None:
+    """Kafka refuses it while it writes: what it writes still keeps events behind the parked ones of their stream."""
+    broken = tmp_path / "broken"
+    broken.touch()
+
+    def consumer() -> Process:
+        consume = ["consume", "tests.projections:Chains"]
+        return spine.run.command(consume, group_instance_id="one", test_broken=broken)
+
+    fault = Event(event_type="OrderPlaced", data={"customer_id": BROKEN_CUSTOMER, "total_cents": 1})
+    await spine.store.append("Order-x", "Order", [fault], expected_version=0)
+    relay = spine.run.relay()
+    fenced = consumer()
+    await wait_for(lambda: "event is parked" in fenced.said, timeout_s=30)
+    async with spine.pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("LOCK TABLE chains IN ACCESS EXCLUSIVE MODE")
+        for _ in range(2):  # in any case with one that has to be read first, of another stream in the same partition
+            await spine.store.append("Order-x", "Order", [paid()], expected_version=ANY)
+            for number in range(20):
+                await spine.store.append(f"Order-{number}", "Order", [paid()], expected_version=ANY)
+        await wait_for(lambda: spine.pool.fetchval(_waiting_at("FOR NO KEY UPDATE")), timeout_s=30)
+        heir = consumer()
+        await wait_for(lambda: spine.pool.fetchval(_waiting_at("INSERT INTO projection_offsets")), timeout_s=30)
+        await wait_for(lambda: "fenced by other consumer" in fenced.said, timeout_s=30)  # the Kafka client says so at once
+        await asyncio.sleep(3)  # and is asked within 2 s
+    await wait_for(lambda: spine.pool.fetchval("SELECT count(*) FROM applied"), timeout_s=30)  # one of the two has written
+    fenced.kill()
+    broken.unlink()
+    admin = PostgresProjectionAdmin(spine.pool)
+    await admin.ask("chains", "retry")
+    await wait_for(lambda: admin.parked("chains"), lambda parked: not parked, timeout_s=30)
+    await spine.caught_up(relay, heir)
+    await heir.stop()
+    await relay.stop()
+    await check_projection(spine.pool, "chains", log=spine.pool)
+
+
+def _waiting_at(statement: str) -> str:
+    return f"""
+    SELECT count(*) FROM pg_stat_activity
+     WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%{statement}%'"""

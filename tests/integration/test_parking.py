@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from eventspine import Event, Fenced, PostgresSink, Projection, ProjectionError, Table, TableWriter, on
+from eventspine import Event, Fenced, PostgresSink, Projection, ProjectionError, Table, TableWriter, Unavailable, on
 from eventspine.consumers.engine import Engine
 from eventspine.consumers.parked import Kept, Parked
 from eventspine.consumers.places import Item, Partition
+from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
+from tests.waiting import wait_for
 
-P0 = Partition("events.Order", 0)
+P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
 
 
 class Sums(Projection):
@@ -37,6 +39,17 @@ class LenientSums(Sums):
 class HaltingSums(Sums):
     name = "sums"
     poison = "halt"
+
+
+class Balances(Projection):
+    """Reads its rows: batches are folded again when these are there."""
+
+    table = Table("balances", columns={"id": "text", "n": "bigint"}, key="id")
+
+    @on("Added")
+    def added(self, event: Event, balances: TableWriter) -> None:
+        before = balances.get(id=event.stream_id) or {"n": 0}
+        balances.upsert(id=event.stream_id, n=before["n"] + event.data["n"])
 
 
 def item(position: int, stream: str, n: object, *, offset: int | None = None) -> Item:
@@ -84,7 +97,7 @@ class Bench:
         return [tuple(row) for row in rows]
 
     async def ask(self, stream: str, what: str) -> None:
-        await self.pool.execute("UPDATE projection_parked SET asked = $2 WHERE stream_id = $1", stream, what)
+        await PostgresProjectionAdmin(self.pool).ask(self.projection.name, what, stream)
         await self.engine.look_at_parked()
 
 
@@ -175,3 +188,78 @@ async def test_halt_writes_nothing_behind(pool: asyncpg.Pool) -> None:
         await bench.apply(item(1, "Order-x", 1), item(2, "Order-x", HUGE), item(3, "Order-y", 2))
     again = await Bench(pool, Sums()).start()
     assert again.engine.places[P0].next_offset == 1
+
+
+async def test_rows_are_read_anew_for_each_batch(pool: asyncpg.Pool) -> None:
+    """By an owner that has read them before, and by the next one."""
+    first = await Bench(pool, Balances()).start()
+    for position in range(1, 5):
+        await first.apply(item(position, "Order-x", position))
+    second = await Bench(pool, Balances()).start()
+    await second.apply(item(5, "Order-x", 5))
+    third = await Bench(pool, Balances()).start()
+    await third.apply(item(6, "Order-x", 6), item(7, "Order-x", 7))
+    assert await pool.fetchval("SELECT n FROM balances") == 28
+
+
+async def test_a_crash_after_a_discard_discards_no_other(pool: asyncpg.Pool) -> None:
+    """The event behind the discarded one is refused too, and set aside anew; then the connection is lost."""
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", HUGE), item(2, "Order-x", HUGE), item(3, "Order-x", 3), item(4, "Order-x", 4))
+    await PostgresProjectionAdmin(pool).ask("sums", "discard", "Order-x")
+    async with pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("SELECT FROM projection_parked WHERE global_position = 3 FOR UPDATE")
+        asking = asyncio.create_task(bench.engine.look_at_parked())
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        pid = await wait_for(lambda: pool.fetchval(waiting))
+        assert await bench.parked() == [(2, "parked", 1), (3, "waiting", 0), (4, "waiting", 0)]
+        await pool.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(Unavailable):
+            await asking
+    heir = await Bench(pool, Sums()).start()
+    heir.seen = bench.seen
+    await heir.engine.look_at_parked()
+    assert await heir.parked() == [(2, "parked", 2), (3, "waiting", 0), (4, "waiting", 0)]
+    heir.mended[2] = 2
+    await heir.ask("Order-x", "retry")
+    assert await heir.sums() == {"Order-x": 9}
+
+
+async def test_what_is_staged_of_a_partition_that_was_given_up_is_not_written(pool: asyncpg.Pool) -> None:
+    """Its streams that are parked are not known any more; and it may be ours again, under another epoch."""
+    bench = await Bench(pool, Balances()).start()
+    await bench.engine.claim({P1: ""})
+    await bench.apply(item(1, "Order-x", "a text"), item(2, "Order-y", 1))
+    mine, gone = item(3, "Order-z", 1, offset=0)._replace(partition=P1), item(4, "Order-x", 1, offset=2)
+    for again in (False, True):
+        staged = bench.engine.stage([gone, mine])
+        assert staged is not None
+        bench.engine.release([P0])
+        if again:
+            await bench.engine.claim({P0: ""})
+        await bench.engine.write(staged)
+        assert await bench.parked() == [(1, "parked", 1)]
+        assert await pool.fetchval("SELECT next_offset FROM projection_offsets WHERE partition = 0") == 2
+        if not again:
+            await bench.engine.claim({P0: ""})
+            mine = item(5, "Order-z", 1, offset=1)._replace(partition=P1)
+    assert [tuple(row) for row in await pool.fetch("SELECT id, n FROM balances ORDER BY id")] == [("Order-y", 1), ("Order-z", 2)]
+    await bench.apply(gone)
+    assert await bench.parked() == [(1, "parked", 1), (4, "waiting", 0)]
+
+
+async def test_an_owner_that_is_relieved_in_the_middle_of_a_retry_writes_nothing(pool: asyncpg.Pool) -> None:
+    """A retry moves no offset: only the epoch tells that somebody else may have done it, too."""
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", HUGE))
+    bench.mended[1] = 1
+    await PostgresProjectionAdmin(pool).ask("sums", "retry")
+    async with pool.acquire() as heir, heir.transaction():
+        await heir.execute("UPDATE projection_offsets SET epoch = epoch + 1")
+        retrying = asyncio.create_task(bench.engine.look_at_parked())
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        await wait_for(lambda: pool.fetchval(waiting))
+    with pytest.raises(Fenced):
+        await retrying
+    assert await bench.parked() == [(1, "parked", 1)]
+    assert await bench.sums() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from eventspine import DecodeError, Event, IntegrityError, SettingsError, Unavailable
 from eventspine.relay.batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
 from eventspine.relay.cursor import START, Cursor, begin, check_history, check_link, next_cursor
+from eventspine.relay.relay import unbroken
 from eventspine.relay.router import Misrouted, Routed, check_options
 from eventspine.relay.state import Parked, PinnedTopic, fair_share, stale_topics, surplus
 from eventspine.schemas import StoredEvent
@@ -376,3 +378,22 @@ def test_foreign_headers_are_refused(name: str, value: bytes | None) -> None:
         headers[name] = value
     with pytest.raises(DecodeError, match="headers"):
         event_of(headers, {})
+
+
+async def test_what_a_client_cancels_is_no_wish_to_end() -> None:
+    """A task that ends as cancelled is missed by nobody; who does cancel it is obeyed."""
+    broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        await broken
+
+    task = asyncio.create_task(unbroken(work()))
+    await asyncio.sleep(0)
+    broken.cancel()
+    with pytest.raises(Unavailable, match="broke off"):
+        await task
+    unwanted = asyncio.create_task(unbroken(asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    unwanted.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await unwanted

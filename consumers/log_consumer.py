@@ -14,6 +14,7 @@ from ..schemas.cloudevents import HeaderWriter, event_of
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
+from .counters import Counters
 from .decoding import Arrival, Decoder
 from .engine import Engine
 from .parked import Kept, Parked, read_headers, write_headers
@@ -71,6 +72,7 @@ class LogConsumer:
         give_up_after_s: float = 300.0,
     ) -> None:
         self.state = "starting"
+        self.counters = Counters()
         self._projection = projection
         self._sink = sink
         self._log = log
@@ -84,6 +86,10 @@ class LogConsumer:
     @property
     def places(self) -> dict[Partition, Place]:
         return self._engine.places if self._engine is not None else {}
+
+    @property
+    def parked_streams(self) -> int:
+        return self._engine.parked_streams if self._engine is not None else 0
 
     def stop(self) -> None:
         """Ask for an end after the batch that is under way."""
@@ -102,6 +108,7 @@ class LogConsumer:
             try:
                 await self._follow()
             except Unavailable as error:
+                self.counters.retries += 1
                 if not self._backoff.failing:
                     logger.warning("consumer waits: %s", error, extra={"projection": self._projection.name})
                 delay_s = self._backoff.next_delay_s()
@@ -126,16 +133,20 @@ class LogConsumer:
             async with self._log.listen() as signal:
                 while not self._stop.is_set():
                     position = engine.reached[LOG].next_offset
+                    began = time.perf_counter()
                     events = [] if paused else await self._log.read_stored(position, self._batch_events, _BATCH_BYTES)
+                    consumed = time.perf_counter()
                     self._check(position, events)
                     arrivals = [self._arrived(event) for event in events]
                     items = await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
                     staged = engine.stage(items)
+                    if events:
+                        self.counters.took(began, consumed)
                     if writing is not None:
                         await writing
                         writing = None
                     if staged is not None:
-                        writing = asyncio.create_task(engine.write(staged))
+                        writing = asyncio.create_task(self.counters.write(engine, staged))
                     if time.monotonic() - looked_at > _LOOK_EVERY_S:
                         if writing is not None:
                             await writing

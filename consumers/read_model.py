@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from ..schemas import Event, EventSetAside, InvalidEvent, StaleReadModel, category_of
 from ..schemas.kafka import topic_of
 from ..schemas.partition import partition_of
-from ..store.postgres.published import Published
+from ..store.postgres.published import Published, Withheld
 from .admin import ProjectionAdmin, ProjectionPlace
 from .log_consumer import LOG
 from .places import Partition
@@ -36,13 +36,16 @@ class Wanted(NamedTuple):
 
 
 class _Waiter:
-    """Somebody who waits: for what, for what of that still, and how far its partition was when last seen."""
+    """Somebody who waits: for what, for what of that still, and how far its partition was when last seen.
+
+    `come` is False where what is wanted has to be found anew: what was to prove that all up to a position was taken is parked.
+    """
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         self.wanted = wanted
         self.late = wanted[0]
         self.reached = 0
-        self.come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.come: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
 
 class ReadModel:
@@ -73,7 +76,7 @@ class ReadModel:
         of the streams are read that the log has between the least partition's place and the position.
 
         What does not concern the projection, by its `categories`, is not waited for. What `poison = "skip"` left out counts as
-        taken. Of a position, the event there is looked after; others up to it may be set aside.
+        taken. Up to a position, only the event there must not be set aside; what is of the others is not waited for.
 
         Raises:
             StaleReadModel: it did not come so far in time.
@@ -81,27 +84,31 @@ class ReadModel:
             InvalidEvent: an event was not recorded.
             Unavailable: the read model's database is away, or the store's.
         """
-        wanted = await self._up_to(what) if isinstance(what, int) else self._named(what)
-        if not wanted:
-            return
+        deadline = time.monotonic() + timeout_s
+        while True:
+            wanted = await self._up_to(what) if isinstance(what, int) else self._named(what)
+            if not wanted or await self._wait(wanted, deadline, timeout_s):
+                return
+
+    async def _wait(self, wanted: Sequence[Wanted], deadline: float, timeout_s: float) -> bool:
         waiter = _Waiter(wanted)
         self._waiters.add(waiter)
         self._woken.set()
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll())
         try:
-            await asyncio.wait([waiter.come], timeout=timeout_s)
+            await asyncio.wait([waiter.come], timeout=max(0.0, deadline - time.monotonic()))
         finally:
             self._waiters.discard(waiter)
-        if not waiter.come.done():
-            raise StaleReadModel(
-                self.name,
-                position=waiter.late.position,
-                reached=waiter.reached,
-                stream_id=waiter.late.stream_id if waiter.late.own else "",
-                waited_s=timeout_s,
-            )
-        waiter.come.result()
+        if waiter.come.done():
+            return waiter.come.result()
+        raise StaleReadModel(
+            self.name,
+            position=waiter.late.position,
+            reached=waiter.reached,
+            stream_id=waiter.late.stream_id if waiter.late.own else "",
+            waited_s=timeout_s,
+        )
 
     async def places(self) -> list[ProjectionPlace]:
         """Return how far the projection is, by partition."""
@@ -189,34 +196,67 @@ class ReadModel:
         if due:
             self._topics = await self._published.topics()
             self._looked_at = time.monotonic()
-        ready = [waiter for waiter in waiters if self._has_come(waiter, places)]
-        withheld: Mapping[int, str] = {}
+        ready = {waiter for waiter in waiters if self._missing(waiter, places, {}) is None}
+        withheld: Mapping[int, Withheld] = {}
         if not _runs_from_log(places) and (ready or due):
             # Behind the look at the places: what the relay has parked it noted before it published anything behind it.
             asked = waiters if due else ready
-            withheld = await self._published.withheld({each.position for waiter in asked for each in waiter.wanted if each.own})
-        floor = places[LOG].last_position if LOG in places else 0
-        aside = await self._set_aside(ready) if any(place.parked for place in places.values()) else {}
+            withheld = await self._published.withheld({each.position for waiter in asked for each in waiter.wanted})
+        aside = await self._set_aside(waiters) if any(place.parked for place in places.values()) else {}
         for waiter in waiters:
-            for stream_id, position, own in waiter.wanted:
-                if own and position > floor and position in withheld:
-                    _refuse(waiter, self.name, stream_id, position, "relay", withheld[position])
-                elif own and position in aside:
-                    _refuse(waiter, self.name, stream_id, position, "projection", aside[position])
-        for waiter in ready:
-            if not waiter.come.done():
-                waiter.come.set_result(None)
-        self._waiters.difference_update(ready)
+            if waiter.come.done():
+                continue
+            missing = self._missing(waiter, places, withheld)
+            refusal = self._refusal(waiter, places, withheld, aside)
+            if refusal is not None:
+                waiter.come.set_exception(refusal)
+            elif missing is None:
+                waiter.come.set_result(True)
+            elif not missing.own and missing.position in withheld:
+                waiter.come.set_result(False)
+            else:
+                waiter.late = missing
+                waiter.reached = reached_by(missing.stream_id, places, self._topics, self._published.topic_prefix)
+        self._waiters.difference_update([waiter for waiter in waiters if waiter.come.done()])
 
-    def _has_come(self, waiter: _Waiter, places: Places) -> bool:
+    def _missing(self, waiter: _Waiter, places: Places, withheld: Mapping[int, Withheld]) -> Wanted | None:
+        """Return the first event that is waited for and was not taken yet."""
         for each in waiter.wanted:
-            reached = reached_by(each.stream_id, places, self._topics, self._published.topic_prefix)
-            if reached < each.position:
-                waiter.late, waiter.reached = each, reached
-                return False
-        return True
+            held = withheld.get(each.position)
+            if held is not None:
+                if self._misses(each, held, places):
+                    return each
+            elif reached_by(each.stream_id, places, self._topics, self._published.topic_prefix) < each.position:
+                return each
+        return None
 
-    async def _set_aside(self, waiters: Sequence[_Waiter]) -> dict[int, str]:
+    def _misses(self, wanted: Wanted, held: Withheld, places: Places) -> bool:
+        """Whether an event that was not published in order is missing; it may have been read from the log."""
+        partition = _partition(wanted.stream_id, self._topics, self._published.topic_prefix)
+        place = None if partition is None else places.get(partition)
+        floor = places[LOG].last_position if LOG in places else 0
+        if wanted.position <= max(floor, place.built_to if place else 0):
+            return False
+        return held.late is None or place is None or place.last_late < held.late
+
+    def _refusal(
+        self, waiter: _Waiter, places: Places, withheld: Mapping[int, Withheld], aside: Mapping[int, str]
+    ) -> EventSetAside | None:
+        """Return why it is in vain to wait, if it is."""
+        for each in waiter.wanted:
+            if not each.own:
+                continue
+            held = withheld.get(each.position)
+            if held is not None and held.late is None and self._misses(each, held, places):
+                by, reason = "relay", held.reason
+            elif each.position in aside:
+                by, reason = "projection", aside[each.position]
+            else:
+                continue
+            return EventSetAside(self.name, position=each.position, stream_id=each.stream_id, by=by, reason=reason)
+        return None
+
+    async def _set_aside(self, waiters: Iterable[_Waiter]) -> dict[int, str]:
         """Return what the projection has set aside of the streams that somebody waits for, and why."""
         streams = {each.stream_id for waiter in waiters for each in waiter.wanted if each.own}
         rows = [row for stream_id in streams for row in await self._admin.parked(self.name, stream_id)]
@@ -226,7 +266,8 @@ class ReadModel:
 def reached_by(stream_id: str, places: Places, topics: Topics, prefix: str) -> int:
     """Return up to which position the events of a stream were taken.
 
-    In a partition positions only rise, so all up to its last one were taken, but for those that the relay has parked.
+    In a partition the positions of records in order only rise, so all up to its last one were taken, but for those that the relay
+    has parked.
     """
     floor = places[LOG].last_position if LOG in places else 0
     partition = _partition(stream_id, topics, prefix)
@@ -251,8 +292,3 @@ def _runs_from_log(places: Places) -> bool:
 
 def _same(now: Places, before: Places) -> bool:
     return now.keys() == before.keys() and all(now[each].next_offset == before[each].next_offset for each in now)
-
-
-def _refuse(waiter: _Waiter, name: str, stream_id: str, position: int, by: str, reason: str) -> None:
-    if not waiter.come.done():
-        waiter.come.set_exception(EventSetAside(name, position=position, stream_id=stream_id, by=by, reason=reason))

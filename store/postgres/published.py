@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import asyncpg
 
 from ...schemas.postgres import load_sql, translated
 
-__all__ = ["Published"]
+__all__ = ["Published", "Withheld"]
 
 _SQL = "eventspine.store.postgres"
 _TOPICS = load_sql(_SQL, "sql/published_topics")
@@ -16,6 +17,13 @@ _WITHHELD = load_sql(_SQL, "sql/withheld")
 _STREAMS_BETWEEN = load_sql(_SQL, "sql/streams_between")
 _ALL_CATEGORIES = load_sql(_SQL, "sql/all_categories")
 _LOG_LAG = load_sql(_SQL, "sql/log_lag")
+
+
+class Withheld(NamedTuple):
+    """An event that the relay has parked, and why; or published late since, in a record of this number."""
+
+    late: int | None
+    reason: str
 
 
 class Published:
@@ -32,11 +40,14 @@ class Published:
             rows = await self._pool.fetch(_TOPICS, self._relay_id)
         return {row["topic"]: row["partitions"] for row in rows}
 
-    async def withheld(self, positions: Collection[int]) -> dict[int, str]:
-        """Return which of these events the relay has parked, and why. It notes so before it publishes what comes behind them."""
+    async def withheld(self, positions: Collection[int]) -> dict[int, Withheld]:
+        """Return which of these events were not published in order.
+
+        The relay notes so before it publishes what is behind them.
+        """
         async with translated():
             rows = await self._pool.fetch(_WITHHELD, self._relay_id, list(positions))
-        return {row["global_position"]: row["reason"] for row in rows}
+        return {row["global_position"]: Withheld(row["late"], row["reason"]) for row in rows}
 
     async def categories(self) -> list[str]:
         """Return the categories that have events."""
@@ -44,9 +55,12 @@ class Published:
             return [row["stream_type"] for row in await self._pool.fetch(_ALL_CATEGORIES)]
 
     async def streams_between(self, behind: Mapping[str, int], to_position: int) -> dict[str, int]:
-        """Return the last position of each stream in a part of the log; `behind` says for each category where it begins."""
+        """Return the last position of each stream in a part of the log; `behind` says for each category where it begins.
+
+        What was not published in order is left out, unless it is at `to_position`.
+        """
         async with translated():
-            rows = await self._pool.fetch(_STREAMS_BETWEEN, list(behind), list(behind.values()), to_position)
+            rows = await self._pool.fetch(_STREAMS_BETWEEN, list(behind), list(behind.values()), to_position, self._relay_id)
         return {row["stream_id"]: row["global_position"] for row in rows}
 
     async def lag_behind(self, position: int) -> tuple[int, float]:

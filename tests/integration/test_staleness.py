@@ -209,12 +209,31 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
         async with asyncio.timeout(20):
             with pytest.raises(EventSetAside, match="relay parked list"):
                 await model.wait_for(big, timeout_s=60)
+        for what in (2, small):  # all up to it was taken, though some is set aside
+            await model.wait_for(what, timeout_s=20)
+        [last] = await store.append(stream, "Order", [paid(1)], 1)  # waits behind it, and nothing comes behind that
+        with pytest.raises(EventSetAside):
+            await model.wait_for(last, timeout_s=60)
+        await store.append("Quote-1", "Quote", [placed("q")], 0)
+        await model.wait_for(4, timeout_s=20)
+        await _pause(pool, True)
         await set_max_message_bytes(kafka, topic, 1_000_000)
         await pool.execute("UPDATE relay_parked SET retry = true")
         await wait_for(lambda: pool.fetchval("SELECT count(*) FROM relay_parked"), lambda left: left == 0)
-        await wait_for(lambda: version_of(pool, stream), timeout_s=30)
-        await model.wait_for(big, timeout_s=30)
-        assert relay.position == 2
+        for event in (big, last):  # published, and not consumed yet: positions alone would not tell
+            with pytest.raises(StaleReadModel) as late:
+                await model.wait_for(event, timeout_s=0.5)
+            assert not isinstance(late.value, EventSetAside)
+        await _pause(pool, False)
+        await model.wait_for([big, last], timeout_s=30)
+        assert await version_of(pool, stream) == 2
+        for what in (1, 2, 3, 4, big):
+            await model.wait_for(what, timeout_s=20)
+        assert relay.position == 4
+
+
+async def _pause(pool: asyncpg.Pool, paused: bool) -> None:
+    await PostgresProjectionAdmin(pool).pause("order_totals", paused)
 
 
 async def test_a_thousand_wait_at_the_price_of_one(

@@ -6,14 +6,27 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
-from eventspine import ANY, Event, EventSetAside, InvalidEvent, PostgresEventStore, ReadModel, StaleReadModel, StreamAppend
+from eventspine import (
+    ANY,
+    Event,
+    EventSetAside,
+    InvalidEvent,
+    PostgresEventStore,
+    ReadModel,
+    SettingsError,
+    StaleReadModel,
+    StreamAppend,
+    open_read_models,
+)
 from eventspine.consumers.admin import ProjectionPlace
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
 from eventspine.schemas.partition import partition_of
+from eventspine.store.postgres import grant_application
 from eventspine.store.postgres.published import Published
 from tests.event_types import paid, placed
 from tests.fault.topics import make_topic, set_max_message_bytes
@@ -90,7 +103,7 @@ async def test_what_was_written_is_there_under_load_with_idle_partitions(
     ):
         tasks.create_task(write())
         try:
-            for number in range(60):
+            for number in range(40):
                 stream = busy[number % 5] if number % 2 else in_partition(0, f"own{number}-")
                 [event] = await store.append(stream, "Order", [placed("own", number)], ANY)
                 if number % 3:
@@ -195,11 +208,8 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
     await make_topic(kafka, topic, partitions=3, max_message_bytes=3_000)
     stream, beside = in_partition(0, "big"), in_partition(0, "small")
     note = Event(event_type="OrderPlaced", data={"customer_id": "big", "total_cents": 7, "note": secrets.token_hex(10_000)})
-    async with (
-        relaying(store, kafka, topic_prefix) as relay,
-        running(make_consumer(store, pool, kafka, topic_prefix)),
-        reading(pool, topic_prefix) as model,
-    ):
+    consumer = make_consumer(store, pool, kafka, topic_prefix)
+    async with relaying(store, kafka, topic_prefix) as relay, running(consumer), reading(pool, topic_prefix) as model:
         [big] = await store.append(stream, "Order", [note], 0)
         async with asyncio.timeout(30):  # nothing comes behind it in its partition: its place alone would never tell
             with pytest.raises(EventSetAside, match="the relay has set it aside"):
@@ -216,7 +226,8 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
             await model.wait_for(last, timeout_s=60)
         await store.append("Quote-1", "Quote", [placed("q")], 0)
         await model.wait_for(4, timeout_s=20)
-        await _pause(pool, True)
+        await PostgresProjectionAdmin(pool).pause("order_totals", True)
+        await wait_for(lambda: consumer.state, lambda state: state == "paused")
         await set_max_message_bytes(kafka, topic, 1_000_000)
         await pool.execute("UPDATE relay_parked SET retry = true")
         await wait_for(lambda: pool.fetchval("SELECT count(*) FROM relay_parked"), lambda left: left == 0)
@@ -224,16 +235,12 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
             with pytest.raises(StaleReadModel) as late:
                 await model.wait_for(event, timeout_s=0.5)
             assert not isinstance(late.value, EventSetAside)
-        await _pause(pool, False)
+        await PostgresProjectionAdmin(pool).pause("order_totals", False)
         await model.wait_for([big, last], timeout_s=30)
         assert await version_of(pool, stream) == 2
         for what in (1, 2, 3, 4, big):
             await model.wait_for(what, timeout_s=20)
         assert relay.position == 4
-
-
-async def _pause(pool: asyncpg.Pool, paused: bool) -> None:
-    await PostgresProjectionAdmin(pool).pause("order_totals", paused)
 
 
 async def test_a_thousand_wait_at_the_price_of_one(
@@ -269,4 +276,44 @@ async def test_after_a_reset_it_waits_again(store: PostgresEventStore, pool: asy
             await model.wait_for(event, timeout_s=30)
         await PostgresProjectionAdmin(pool).reset(OrderTotals())
         with pytest.raises(StaleReadModel, match="come to 0"):
+            await model.wait_for(event, timeout_s=0.2)
+
+
+async def test_a_role_that_may_only_read_can_wait(store: PostgresEventStore, pool: asyncpg.Pool, database: str) -> None:
+    """Before a projection has ever run, somebody has to make the tables; after that, reading is enough."""
+    role = f"reader_{secrets.token_hex(4)}"
+    async with pool.acquire() as connection:
+        await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+        await grant_application(connection, role)
+    address = urlsplit(database)
+    dsn = urlunsplit(address._replace(netloc=f"{role}:x@{address.hostname}:{address.port}"))
+    try:
+        with pytest.raises(SettingsError, match="permission denied"):
+            async with open_read_models(dsn, OrderTotals):
+                pass
+        async with running(make_log_consumer(store, pool)):
+            [event] = await store.append("Order-1", "Order", [placed("a")], 0)
+            async with open_read_models(database, OrderTotals, Orders) as models:
+                for model in models:
+                    await model.wait_for(event, timeout_s=30)
+            await pool.execute(f"GRANT SELECT ON projection_offsets, projection_parked, projections TO {role}")
+            async with open_read_models(dsn, OrderTotals) as [model]:
+                for what in (event, 1):
+                    await model.wait_for(what, timeout_s=30)
+    finally:
+        await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_an_error_of_the_database_reaches_all_who_wait(
+    store: PostgresEventStore, pool: asyncpg.Pool, database: str
+) -> None:
+    [event] = await store.append("Order-1", "Order", [placed("a")], 0)
+    async with open_read_models(database, OrderTotals) as [model]:
+        waiting = [asyncio.create_task(model.wait_for(event, timeout_s=60)) for _ in range(5)]
+        await wait_for(lambda: len(model._waiters), lambda count: count == 5)
+        await pool.execute("ALTER TABLE projection_offsets RENAME TO elsewhere")
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, SettingsError)
+        await pool.execute("ALTER TABLE elsewhere RENAME TO projection_offsets")
+        with pytest.raises(StaleReadModel):  # the next ones are looked for again
             await model.wait_for(event, timeout_s=0.2)

@@ -13,6 +13,7 @@ import pytest
 
 from eventspine import (
     ANY,
+    Consumer,
     Event,
     EventSetAside,
     InvalidEvent,
@@ -158,26 +159,31 @@ async def test_from_the_log_and_behind_where_it_was_built_from(
     store: PostgresEventStore, pool: asyncpg.Pool, kafka: str, topic_prefix: str
 ) -> None:
     """Partitions that got no event since the projection was built from the log are as far as that."""
+    async with relaying(store, kafka, topic_prefix) as relay:
+        await store.append("Order-first", "Order", [placed("a")], 0)
+        await wait_for(lambda: relay.position, lambda position: position == 1)
     async with reading(pool, topic_prefix) as model:
         async with running(make_log_consumer(store, pool)):
             [one] = await store.append(in_partition(0, "a"), "Order", [placed("a")], 0)
             await model.wait_for(one, timeout_s=30)
             await store.append(in_partition(1, "b"), "Order", [placed("b")], 0)
-            await model.wait_for(2, timeout_s=30)
-            assert await behind(pool, 2) == []
-        [three] = await store.append(in_partition(2, "c"), "Order", [placed("c")], 0)
-        with pytest.raises(StaleReadModel, match=r"position 3 .* come to 2"):
-            await model.wait_for(three, timeout_s=0.2)
-        with pytest.raises(StaleReadModel, match=r"position 3 .* come to 2"):
-            await model.wait_for(3, timeout_s=0.2)
-        async with relaying(store, kafka, topic_prefix), running(make_consumer(store, pool, kafka, topic_prefix)):
-            await model.wait_for(three, timeout_s=30)
-            for what in (1, 2, 3, one):
-                await model.wait_for(what, timeout_s=5)
-            await pool.execute("DELETE FROM projection_offsets WHERE topic = ''")  # what partitions were built to is enough
-            for what in (1, 2, 3, one):
-                await model.wait_for(what, timeout_s=5)
+            await model.wait_for(3, timeout_s=30)
             assert await behind(pool, 3) == []
+        [four] = await store.append(in_partition(2, "c"), "Order", [placed("c")], 0)
+        with pytest.raises(StaleReadModel, match=r"position 4 .* come to 3"):
+            await model.wait_for(four, timeout_s=0.2)
+        with pytest.raises(StaleReadModel, match=r"position 4 .* come to 3"):
+            await model.wait_for(4, timeout_s=0.2)
+        consumer = make_consumer(store, pool, kafka, topic_prefix)
+        async with running(consumer):
+            await wait_for(lambda: len(consumer.places), lambda partitions: partitions == 3)
+            await pool.execute("DELETE FROM projection_offsets WHERE topic = ''")  # what partitions were built to is enough
+            for what in (1, 2, 3, one):  # of which Kafka has the first only
+                await model.wait_for(what, timeout_s=5)
+            async with relaying(store, kafka, topic_prefix):
+                await model.wait_for(four, timeout_s=30)
+                await model.wait_for(4, timeout_s=5)
+            assert await behind(pool, 4) == []
 
 
 async def test_what_a_projection_parked_is_said_at_once(
@@ -206,11 +212,29 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
 ) -> None:
     topic = f"{topic_prefix}Order"
     await make_topic(kafka, topic, partitions=3, max_message_bytes=3_000)
-    stream, beside = in_partition(0, "big"), in_partition(0, "small")
+    stream = in_partition(0, "big")
     note = Event(event_type="OrderPlaced", data={"customer_id": "big", "total_cents": 7, "note": secrets.token_hex(10_000)})
     consumer = make_consumer(store, pool, kafka, topic_prefix)
-    async with relaying(store, kafka, topic_prefix) as relay, running(consumer), reading(pool, topic_prefix) as model:
-        [big] = await store.append(stream, "Order", [note], 0)
+    [big] = await store.append(stream, "Order", [note], 0)
+    await store.append("Quote-0", "Quote", [placed("q")], 0)
+    async with reading(pool, topic_prefix) as model, running(consumer), asyncio.TaskGroup() as tasks:
+        up_to = tasks.create_task(model.wait_for(2, timeout_s=30))  # begins with what is parked then, and goes on without it
+        await wait_for(lambda: len(model._waiters))
+        await _parked_and_late(store, pool, kafka, topic_prefix, model, consumer, big, up_to)
+
+
+async def _parked_and_late(
+    store: PostgresEventStore,
+    pool: asyncpg.Pool,
+    kafka: str,
+    topic_prefix: str,
+    model: ReadModel,
+    consumer: Consumer,
+    big: Event,
+    up_to: asyncio.Task[None],
+) -> None:
+    topic, stream, beside = f"{topic_prefix}Order", big.stream_id, in_partition(0, "small")
+    async with relaying(store, kafka, topic_prefix) as relay:
         async with asyncio.timeout(30):  # nothing comes behind it in its partition: its place alone would never tell
             with pytest.raises(EventSetAside, match="the relay has set it aside"):
                 await model.wait_for(big, timeout_s=60)
@@ -219,13 +243,14 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
         async with asyncio.timeout(20):
             with pytest.raises(EventSetAside, match="relay parked list"):
                 await model.wait_for(big, timeout_s=60)
-        for what in (2, small):  # all up to it was taken, though some is set aside
+        await up_to
+        for what in (3, small):  # all up to it was taken, though some is set aside
             await model.wait_for(what, timeout_s=20)
         [last] = await store.append(stream, "Order", [paid(1)], 1)  # waits behind it, and nothing comes behind that
         with pytest.raises(EventSetAside):
             await model.wait_for(last, timeout_s=60)
         await store.append("Quote-1", "Quote", [placed("q")], 0)
-        await model.wait_for(4, timeout_s=20)
+        await model.wait_for(5, timeout_s=20)
         await PostgresProjectionAdmin(pool).pause("order_totals", True)
         await wait_for(lambda: consumer.state, lambda state: state == "paused")
         await set_max_message_bytes(kafka, topic, 1_000_000)
@@ -238,9 +263,9 @@ async def test_what_the_relay_parked_is_said_at_once_and_awaited_when_it_comes_l
         await PostgresProjectionAdmin(pool).pause("order_totals", False)
         await model.wait_for([big, last], timeout_s=30)
         assert await version_of(pool, stream) == 2
-        for what in (1, 2, 3, 4, big):
+        for what in (1, 2, 3, 4, 5, big):
             await model.wait_for(what, timeout_s=20)
-        assert relay.position == 4
+        assert relay.position == 5
 
 
 async def test_a_thousand_wait_at_the_price_of_one(

@@ -171,7 +171,7 @@ class ReadModel:
         """Look, for all who wait, until nobody does. Whoever comes is looked for in a look that begins after that."""
         wait_s = _PAUSE_S
         before: Places = {}
-        while self._waiters:
+        while self._waiters:  # those who give up leave by themselves
             self._woken.clear()
             waiters = list(self._waiters)
             try:
@@ -185,6 +185,8 @@ class ReadModel:
             else:
                 wait_s = min(2 * wait_s, _MOST_S) if _same(places, before) else _PAUSE_S
                 before = places
+            if not self._waiters:
+                return
             await asyncio.sleep(_PAUSE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):

@@ -62,6 +62,7 @@ class LagReader:
                 "fetch.wait.max.ms": 20,
                 "max.partition.fetch.bytes": 1,  # one batch of records: nothing but the first record is looked at
                 "queued.min.messages": 1,
+                "fetch.queue.backoff.ms": 1,  # one record is more than that, and it would wait for a second
             }
         )
 
@@ -94,28 +95,32 @@ class LagReader:
     def _first_sent(self, offsets: Mapping[Partition, int]) -> dict[Partition, int | None]:
         """Return the timestamp (ms) of the first record behind each offset, if there is one; None where it is gone."""
         sent: dict[Partition, int | None] = {}
-        unread, deadline = set(offsets), time.monotonic() + _READ_WITHIN_S
-        self._consumer.assign([TopicPartition(*each, offset) for each, offset in offsets.items()])
         try:
-            while unread:
-                message = self._consumer.poll(max(0.0, deadline - time.monotonic()))
-                if message is None:
-                    raise Unavailable(f"{_DOING}: {sorted(unread)} were not read in {_READ_WITHIN_S:g} s")
-                partition = Partition(message.topic() or "", message.partition() or 0)
-                if partition not in unread:
-                    continue
-                error = message.error()
+            for partition, offset in offsets.items():
+                error, timestamp = self._first(partition, offset)
                 if error is None:
-                    sent[partition] = message.timestamp()[1]
+                    sent[partition] = timestamp
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                     sent[partition] = None
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise kafka_error(error, _DOING)
-                unread.discard(partition)
-                self._consumer.incremental_unassign([TopicPartition(*partition)])
         finally:
             self._consumer.unassign()
         return sent
+
+    def _first(self, partition: Partition, offset: int) -> tuple[KafkaError | None, int]:
+        """Return the timestamp of the first record behind an offset, or what the client says instead.
+
+        One partition at a time: of several, the broker gives a batch that is larger than asked for to one of them only.
+        """
+        deadline = time.monotonic() + _READ_WITHIN_S
+        self._consumer.assign([TopicPartition(*partition, offset)])
+        while True:
+            message = self._consumer.poll(max(0.0, deadline - time.monotonic()))
+            if message is None:
+                raise Unavailable(f"{_DOING}: {partition.topic}[{partition.number}] was not read in {_READ_WITHIN_S:g} s")
+            if (message.topic(), message.partition()) == partition:
+                return message.error(), message.timestamp()[1]
 
 
 async def read_staleness(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -22,6 +23,7 @@ from .store.postgres.published import Published
 __all__ = ["Lag", "LagReader", "Staleness", "is_read_from", "read_staleness"]
 
 _DOING: Final = "to see how much is waiting"
+_ANSWERS_WITHIN_S: Final = 5.0
 _READ_WITHIN_S: Final = 10.0
 
 
@@ -47,9 +49,10 @@ class Staleness(NamedTuple):
 
 
 class LagReader:
-    """Looks at what waits in partitions. For one thread at a time; its connections are kept from one look to the next."""
+    """Looks at what waits in partitions. Its connections are kept from one look to the next."""
 
     def __init__(self, kafka: str | KafkaAccess, *, topic_prefix: str = "events.") -> None:
+        self._one_at_a_time = threading.Lock()
         self._admin = AdminClient(client_settings(kafka))
         self._consumer = Consumer(
             client_settings(kafka)
@@ -76,8 +79,8 @@ class LagReader:
             SettingsError: Kafka refuses.
             Unavailable: Kafka is away.
         """
-        with translated_kafka(_DOING):
-            topics = self._admin.list_topics(timeout=30).topics
+        with self._one_at_a_time, translated_kafka(_DOING):
+            topics = self._admin.list_topics(timeout=_ANSWERS_WITHIN_S).topics
             known = [each for each in offsets if each.topic in topics and each.number in topics[each.topic].partitions]
             ends = next_offsets(self._admin, known, committed=True)
             behind = {each: offsets[each] for each in known if ends[each] > offsets[each]}
@@ -90,7 +93,9 @@ class LagReader:
         return lags
 
     def close(self) -> None:
-        self._consumer.close()
+        """Close the connections, behind a look that is under way in another thread."""
+        with self._one_at_a_time:
+            self._consumer.close()
 
     def _first_sent(self, offsets: Mapping[Partition, int]) -> dict[Partition, int | None]:
         """Return the timestamp (ms) of the first record behind each offset, if there is one; None where it is gone."""
@@ -119,8 +124,9 @@ class LagReader:
             message = self._consumer.poll(max(0.0, deadline - time.monotonic()))
             if message is None:
                 raise Unavailable(f"{_DOING}: {partition.topic}[{partition.number}] was not read in {_READ_WITHIN_S:g} s")
-            if (message.topic(), message.partition()) == partition:
-                return message.error(), message.timestamp()[1]
+            error = message.error()
+            if (message.topic(), message.partition()) == partition and (error is not None or (message.offset() or 0) >= offset):
+                return error, message.timestamp()[1]
 
 
 async def read_staleness(

@@ -145,6 +145,8 @@ class ReadModel:
             behind = dict.fromkeys(self._categories or await self._published.categories(), position - 1)
             streams = await self._published.streams_between(behind, position)
             return [Wanted("", position, own=False), *(Wanted(*each) for each in streams.items())]
+        if position > await self._published.last_position():  # nobody can know yet what is up to there
+            return [Wanted("", position, own=False)]
         self._topics = await self._published.topics()
         categories = self._categories or await self._published.categories()
         behind = {each: self._least(each, places) for each in categories}

@@ -16,6 +16,7 @@ _TOPICS = load_sql(_SQL, "sql/published_topics")
 _WITHHELD = load_sql(_SQL, "sql/withheld")
 _STREAMS_BETWEEN = load_sql(_SQL, "sql/streams_between")
 _ALL_CATEGORIES = load_sql(_SQL, "sql/all_categories")
+_LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _LOG_LAG = load_sql(_SQL, "sql/log_lag")
 
 
@@ -48,6 +49,11 @@ class Published:
         async with translated():
             rows = await self._pool.fetch(_WITHHELD, self._relay_id, list(positions))
         return {row["global_position"]: Withheld(row["late"], row["reason"]) for row in rows}
+
+    async def last_position(self) -> int:
+        """Return the global position of the last event, 0 for an empty log."""
+        async with translated():
+            return int(await self._pool.fetchval(_LAST_POSITION))
 
     async def categories(self) -> list[str]:
         """Return the categories that have events."""

@@ -153,6 +153,8 @@ async def test_what_does_not_concern_a_projection_is_not_waited_for(
         await model.wait_for(event, timeout_s=0.1)
         await model.wait_for(event.global_position, timeout_s=0.1)
         await model.wait_for([], timeout_s=0.1)
+        with pytest.raises(StaleReadModel, match="has not taken position 2 within"):  # which the log does not have
+            await model.wait_for(2, timeout_s=0.1)
 
 
 async def test_from_the_log_and_behind_where_it_was_built_from(

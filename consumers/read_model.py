@@ -291,7 +291,7 @@ def _taken_to(place: ProjectionPlace | None) -> int:
 
 def _runs_from_log(places: Places) -> bool:
     """Whether the projection is read from the log, and not (or not yet) from Kafka."""
-    return LOG in places and not any(place.next_offset for place in places.values() if place.partition != LOG)
+    return LOG in places and not any(place.next_offset for place in places.values() if place.partition.topic)
 
 
 def _same(now: Places, before: Places) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table as ScreenTable
 
+from .cli_rebuild import add_commands
 from .connect import open_pool
 from .consumers.admin import ParkedEvent, ProjectionAdmin
 from .consumers.parked import read_headers
@@ -25,6 +26,7 @@ __all__ = ["projections_app"]
 
 projections_app = typer.Typer(no_args_is_help=True, help="Look after projections.")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that a projection could not apply, and those behind them.")
+add_commands(projections_app)
 projections_app.add_typer(parked_app, name="parked")
 
 Result = TypeVar("Result")

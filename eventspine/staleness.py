@@ -154,7 +154,7 @@ async def read_staleness(
 async def _staleness_of(places: Sequence[ProjectionPlace], published: Published, reader: LagReader | None) -> list[Staleness]:
     read = [place for place in places if is_read_from(place, places)]
     lags: dict[Partition, Lag] = {}
-    offsets = {place.partition: place.next_offset for place in read if place.partition != LOG}
+    offsets = {place.partition: place.next_offset for place in read if place.partition.topic}
     if offsets and reader is not None:
         lags = await asyncio.to_thread(reader.read, offsets)
     for place in read:
@@ -164,5 +164,5 @@ async def _staleness_of(places: Sequence[ProjectionPlace], published: Published,
 
 
 def is_read_from(place: ProjectionPlace, places: Iterable[ProjectionPlace]) -> bool:
-    """Whether a projection still reads from there: once it has gone on from Kafka, its place in the log stays."""
-    return place.partition != LOG or not any(each.next_offset for each in places if each.partition != LOG)
+    """Whether a projection reads from there: once it has gone on from Kafka, its place in the log stays."""
+    return place.partition.topic != "" or not any(each.next_offset for each in places if each.partition.topic)

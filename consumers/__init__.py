@@ -5,6 +5,7 @@ from .consumer import Consumer
 from .log_consumer import LogConsumer
 from .memory import MemoryReadModel
 from .projection import Projection, on_batch
+from .read_model import ReadModel
 from .sink import PostgresSink, Sink
 from .sql_writer import Sql, SqlWriter
 from .table import Table, TableWriter
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryReadModel",
     "PostgresSink",
     "Projection",
+    "ReadModel",
     "Sink",
     "Sql",
     "SqlWriter",

@@ -13,7 +13,9 @@ __all__ = ["ParkedEvent", "ProjectionAdmin", "ProjectionPlace"]
 
 
 class ProjectionPlace(NamedTuple):
-    """How far a projection is in one partition; `events` were taken, of which `parked` are set aside; `idle_s` since it moved."""
+    """How far a projection is in one partition; `events` were taken, of which `parked` are set aside; `idle_s` since it moved;
+    `built_to` is the position up to which it was built from the log, `last_late` the number of the last record taken that came
+    late."""
 
     projection: str
     partition: Partition
@@ -24,6 +26,8 @@ class ProjectionPlace(NamedTuple):
     parked: int
     paused: bool
     idle_s: float
+    built_to: int = 0
+    last_late: int = 0
 
 
 class ParkedEvent(NamedTuple):

@@ -21,6 +21,7 @@ from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
+from .counters import Counters
 from .decoding import Arrival, Decoder, arrived_before
 from .engine import Engine
 from .parked import Kept, Parked, read_headers, write_headers
@@ -59,7 +60,7 @@ class Consumer:
     `give_up_after_s` is how long it keeps trying while Kafka or Postgres is away before it raises.
 
     Attributes: `state` is one of starting, consuming, paused, waiting, stopped; `places` says how far each owned partition has
-    come.
+    come, `parked_streams` how many of their streams are set aside; `counters` count since the start.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Consumer:
         give_up_after_s: float = 300.0,
     ) -> None:
         self.state = "starting"
+        self.counters = Counters()
         self._projection = projection
         self._sink = sink
         self._bootstrap = bootstrap
@@ -97,6 +99,10 @@ class Consumer:
     @property
     def places(self) -> dict[Partition, Place]:
         return self._engine.places if self._engine is not None else {}
+
+    @property
+    def parked_streams(self) -> int:
+        return self._engine.parked_streams if self._engine is not None else 0
 
     def stop(self) -> None:
         """Ask for an end after the batch that is under way."""
@@ -117,6 +123,7 @@ class Consumer:
             try:
                 await self._consume_as_member()
             except (Unavailable, Fenced) as error:
+                self.counters.retries += 1
                 if not self._backoff.failing:
                     logger.warning("consumer waits: %s", error, extra={"projection": self._projection.name})
                 delay_s = self._backoff.next_delay_s()
@@ -133,7 +140,7 @@ class Consumer:
         await self._sink.prepare(self._projection)
         await self._decoder.load()
         engine = self._engine = Engine(self._projection, self._sink, keep=_kept, read=self._read_parked)
-        member = _Member(self._bootstrap, self._settings(), engine, self._projection.name, self._batch_events)
+        member = _Member(self._bootstrap, self._settings(), engine, self._projection.name, self._batch_events, self.counters)
         try:
             with translated_kafka("to join the consumer group"):
                 await member.join(self._topics())
@@ -145,15 +152,18 @@ class Consumer:
     async def _consume(self, engine: Engine, member: _Member) -> None:
         looked_at = float("-inf")
         while not self._stop.is_set():
+            began = time.perf_counter()
             messages = await member.poll()
+            consumed = time.perf_counter()
             staged = None
             if messages:
                 handles = self._projection.handles
                 items = await self._decoder.items(messages, arrived=_arrived, handles=handles, read=self._event)
                 staged = engine.stage(items)
+                self.counters.took(began, consumed)
             await member.written()
             if staged is not None:
-                member.writing = asyncio.create_task(engine.write(staged))
+                member.writing = asyncio.create_task(self.counters.write(engine, staged))
             if time.monotonic() - looked_at > _LOOK_EVERY_S:
                 await member.written()
                 await member.pause(await engine.look_at_parked())
@@ -221,7 +231,13 @@ class _Member:
     """
 
     def __init__(
-        self, bootstrap: str | KafkaAccess, settings: dict[str, Any], engine: Engine, name: str, batch_events: int
+        self,
+        bootstrap: str | KafkaAccess,
+        settings: dict[str, Any],
+        engine: Engine,
+        name: str,
+        batch_events: int,
+        counters: Counters,
     ) -> None:
         self.writing: asyncio.Task[None] | None = None
         self.paused = False
@@ -229,6 +245,7 @@ class _Member:
         self._engine = engine
         self._name = name
         self._batch_events = batch_events
+        self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._kafka = KafkaConsumer(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{name}")
@@ -345,12 +362,14 @@ class _Member:
         asyncio.run_coroutine_threadsafe(self._engine.claim(mine), self._loop).result()
         starts = [TopicPartition(*each, self._engine.places[each].next_offset) for each in mine]
         self._kafka.incremental_assign(starts)
+        self._counters.rebalances += 1
         logger.info("partitions assigned", extra={"projection": self._name, "partitions": list(mine)})
 
     def _revoked(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
         asyncio.run_coroutine_threadsafe(self._drained(), self._loop).result()
         self._engine.release([Partition(each.topic, each.partition) for each in partitions])
         self._kafka.incremental_unassign(partitions)
+        self._counters.rebalances += 1
         logger.info("partitions revoked", extra={"projection": self._name, "partitions": partitions})
 
     async def _drained(self) -> None:

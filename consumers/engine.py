@@ -60,6 +60,10 @@ class Engine:
         self._parked: dict[Partition, set[str]] = {}
         self._generation = 0  # changes with the sets of parked streams
 
+    @property
+    def parked_streams(self) -> int:
+        return sum(map(len, list(self._parked.values())))
+
     async def claim(self, partitions: Mapping[Partition, str]) -> None:
         """Become the owner of partitions, given with the ids of their topics."""
         claimed = await self._sink.claim(self._projection, partitions)

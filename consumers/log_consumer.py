@@ -13,6 +13,7 @@ from ..schemas import EventType, Fenced, IntegrityError, PinnedType, StoredEvent
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
+from .counters import Counters
 from .decoding import Decoder
 from .engine import Engine
 from .places import Partition, Place
@@ -72,6 +73,7 @@ class LogConsumer:
         to_position: int | None = None,
     ) -> None:
         self.state = "starting"
+        self.counters = Counters()
         self._projection = projection
         self._sink = sink
         self._log = log
@@ -86,6 +88,10 @@ class LogConsumer:
     @property
     def places(self) -> dict[Partition, Place]:
         return self._engine.places if self._engine is not None else {}
+
+    @property
+    def parked_streams(self) -> int:
+        return self._engine.parked_streams if self._engine is not None else 0
 
     def stop(self) -> None:
         """Ask for an end after the batch that is under way."""
@@ -104,6 +110,7 @@ class LogConsumer:
             try:
                 await self._follow()
             except Unavailable as error:
+                self.counters.retries += 1
                 if not self._backoff.failing:
                     logger.warning("consumer waits: %s", error, extra={"projection": self._projection.name})
                 delay_s = self._backoff.next_delay_s()
@@ -128,15 +135,19 @@ class LogConsumer:
             async with self._log.listen() as signal:
                 while not self._stop.is_set():
                     position = engine.reached[LOG].next_offset
+                    began = time.perf_counter()
                     events = [] if paused else await self._log.read_stored(position, self._batch_events, _BATCH_BYTES)
+                    consumed = time.perf_counter()
                     self._check(position, events)
                     items = await self._reader.items(LOG, events)
                     staged = engine.stage(items)
+                    if events:
+                        self.counters.took(began, consumed)
                     if writing is not None:
                         await writing
                         writing = None
                     if staged is not None:
-                        writing = asyncio.create_task(engine.write(staged))
+                        writing = asyncio.create_task(self.counters.write(engine, staged))
                     done = self._to_position is not None and engine.reached[LOG].next_offset >= self._to_position
                     if done or time.monotonic() - looked_at > _LOOK_EVERY_S:
                         if writing is not None:

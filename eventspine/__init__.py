@@ -7,6 +7,7 @@ from .consumers import (
     MemoryReadModel,
     PostgresSink,
     Projection,
+    ReadModel,
     Sql,
     SqlWriter,
     Table,
@@ -14,6 +15,7 @@ from .consumers import (
     on,
     on_batch,
 )
+from .read_model import open_read_models
 from .relay import OutboxRelay, Relay, Routing
 from .schemas import (
     ConcurrencyError,
@@ -21,6 +23,7 @@ from .schemas import (
     DecodeError,
     Event,
     EventIdTaken,
+    EventSetAside,
     EventspineError,
     EventType,
     Fenced,
@@ -32,6 +35,7 @@ from .schemas import (
     RegistryClient,
     SchemaError,
     SettingsError,
+    StaleReadModel,
     Unavailable,
     UnknownEventType,
     Upcaster,
@@ -71,6 +75,7 @@ __all__ = [
     "DecodeError",
     "Event",
     "EventIdTaken",
+    "EventSetAside",
     "EventStore",
     "EventType",
     "EventspineError",
@@ -91,6 +96,7 @@ __all__ = [
     "ProjectionError",
     "Query",
     "QueryItem",
+    "ReadModel",
     "RegistryClient",
     "Relay",
     "Repository",
@@ -101,6 +107,7 @@ __all__ = [
     "SnapshottedRepository",
     "Sql",
     "SqlWriter",
+    "StaleReadModel",
     "StreamAppend",
     "Subscription",
     "Table",
@@ -115,5 +122,6 @@ __all__ = [
     "migrate",
     "on",
     "on_batch",
+    "open_read_models",
     "upcaster",
 ]

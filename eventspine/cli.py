@@ -27,14 +27,16 @@ from .connect import open_pool
 from .consumers import Consumer, LogConsumer, Projection
 from .projection_module import load_projection
 from .read_model import open_admin, open_sink
-from .running import cycles_collected_by_the_clock, logged_in, until_signalled
+from .running import MetricsPort, cycles_collected_by_the_clock, logged_in, metrics_address, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
+from .schemas.kafka import KafkaAccess
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .schemas.privacy import KeyRing
 from .settings import Settings, load_settings
 from .store.postgres import PostgresLog, grant_application, grant_relay, migrate
+from .store.postgres.published import Published
 from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
@@ -157,6 +159,7 @@ def consume(
     projection: Annotated[str, typer.Argument(help="MODULE:CLASS, e.g. shop.projections:Orders")],
     processes: Annotated[int, typer.Option(min=1, help="How many processes to start; they share the partitions.")] = 1,
     source: Annotated[str, typer.Option(help="kafka, or log: straight from Postgres, in one process.")] = "kafka",
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Run a projection until stopped, as a member of its consumer group. Start as many as you like, on any machines."""
     settings: Settings = context.obj
@@ -165,6 +168,7 @@ def consume(
     model = load_projection(projection)
     if source == "log" and processes > 1:
         raise SettingsError("one process at a time runs a projection from the log: leave --processes out, or read from Kafka")
+    metrics = metrics_address(settings, metrics_port)
     if processes > 1:
         raise typer.Exit(run(_supervise(settings, model, processes)))
     declared = load_schema_module(settings.schema_modules())
@@ -183,6 +187,7 @@ def consume(
                 "give_up_after_s": settings.give_up_after_s,
             }
             consumer: Consumer | LogConsumer
+            kafka: str | KafkaAccess = ""
             if source == "log":
                 consumer = LogConsumer(model, sink, PostgresLog(events), **options)
                 working = consumer.run
@@ -207,7 +212,12 @@ def consume(
                 return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
 
             stop_with_parent(consumer.stop)
-            async with cycles_collected_by_the_clock():
+            async with contextlib.AsyncExitStack() as beside, cycles_collected_by_the_clock():
+                if metrics is not None:
+                    from .metrics import serving_consumer
+
+                    published = Published(events, topic_prefix=settings.topic_prefix, relay_name=settings.relay_name)
+                    await beside.enter_async_context(serving_consumer(consumer, model.name, published, kafka, **metrics))
                 await until_signalled(working, consumer.stop, model.name, look, quiet=SUPERVISED in os.environ)
 
     run(work())

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 import typer
-from confluent_kafka.admin import AdminClient
 from rich.table import Table as ScreenTable
 
 from .cli_rebuild import add_commands
-from .consumers.admin import ParkedEvent, ProjectionAdmin, ProjectionPlace
+from .connect import open_pool
+from .consumers.admin import ParkedEvent, ProjectionAdmin
 from .consumers.parked import read_headers
 from .projection_module import load_projection
 from .read_model import open_admin
-from .relay.offsets import next_offsets
-from .schemas.kafka import KafkaAccess, client_settings, translated_kafka
+from .schemas import Unavailable
 from .settings import Settings
-from .terminal import AsJson, run, screen
+from .staleness import Staleness, read_staleness
+from .store.postgres.published import Published
+from .terminal import AsJson, messages, run, screen
 
 __all__ = ["projections_app"]
 
@@ -44,52 +46,68 @@ def _with_admin(context: typer.Context, work: Callable[[ProjectionAdmin], Awaita
 
 @projections_app.command("list")
 def list_projections(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show all projections of the read model's database."""
-    by_name: dict[str, list[ProjectionPlace]] = {}
-    for place in _with_admin(context, lambda admin: admin.places()):
-        by_name.setdefault(place.projection, []).append(place)
-    facts = [
-        {
-            "projection": name,
-            "partitions": len(places),
-            "events": sum(place.events for place in places),
-            "position": max(place.last_position for place in places),
-            "parked": sum(place.parked for place in places),
-            "paused": places[0].paused,
-        }
-        for name, places in by_name.items()
-    ]
+    """Show all projections of the read model's database, how much waits for each, and since when."""
+    facts = []
+    for name, group in groupby(_staleness(context.obj), key=lambda each: each.place.projection):
+        told = list(group)
+        places = [each.place for each in told]
+        facts.append(
+            {
+                "projection": name,
+                "partitions": len(places),
+                "events": sum(place.events for place in places),
+                "position": max(place.last_position for place in places),
+                **_lag(told),
+                "parked": sum(place.parked for place in places),
+                "paused": places[0].paused,
+            }
+        )
     _show(facts, as_json)
 
 
 @projections_app.command("status")
 def status(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Show how far a projection is in each partition, and how much Kafka holds behind that."""
-    settings: Settings = context.obj
-    places = _with_admin(context, lambda admin: admin.places(name))
-    ends = _ends(settings.kafka(), places)
+    """Show how far a projection is in each partition, how much waits there, and since when."""
     facts: list[dict[str, Any]] = [
         {
-            "topic": place.partition.topic,
-            "partition": place.partition.number,
-            "next offset": place.next_offset,
-            "lag": max(0, ends[place.partition] - place.next_offset) if place.partition in ends else None,
-            "position": place.last_position,
-            "events": place.events,
-            "parked": place.parked,
-            "moved s ago": round(place.idle_s, 1),
+            "topic": told.place.partition.topic,
+            "partition": told.place.partition.number,
+            "next offset": told.place.next_offset,
+            **_lag([told]),
+            "position": told.place.last_position,
+            "events": told.place.events,
+            "parked": told.place.parked,
+            "moved s ago": round(told.place.idle_s, 1),
         }
-        for place in places
+        for told in _staleness(context.obj, name)
     ]
     _show(facts, as_json)
 
 
-def _ends(kafka: str | KafkaAccess, places: list[ProjectionPlace]) -> dict[Any, int]:
-    """Return the offset behind the last record of each partition; it counts marks of transactions, too."""
-    with translated_kafka("to see how much is waiting"):
-        admin = AdminClient(client_settings(kafka))
-        known = admin.list_topics(timeout=30).topics
-        return dict(next_offsets(admin, [place.partition for place in places if place.partition.topic in known], committed=True))
+def _staleness(settings: Settings, name: str = "") -> list[Staleness]:
+    async def work() -> list[Staleness]:
+        async with (
+            open_pool(settings.need_postgres(), max_connections=1) as pool,
+            open_admin(settings.need_read_model()) as admin,
+        ):
+            places = await admin.places(name)
+            kafka = settings.kafka() if settings.kafka_bootstrap else None
+            published = Published(pool, topic_prefix=settings.topic_prefix, relay_name=settings.relay_name)
+            try:
+                return await read_staleness(places, published, kafka)
+            except Unavailable as error:
+                messages.print(f"how much is waiting is not known: {error}", markup=False, highlight=False, soft_wrap=True)
+                return [Staleness(place, None) for place in places]
+
+    return run(work())
+
+
+def _lag(told: Sequence[Staleness]) -> dict[str, Any]:
+    """Return the lag of partitions together: all that waits, and the age of the oldest; None where it is not known of any."""
+    lags = [each.lag for each in told if each.lag is not None]
+    seconds = [lag.seconds for lag in lags if lag.seconds is not None]
+    oldest = round(max(seconds), 1) if seconds else None
+    return {"lag": sum(lag.events for lag in lags) if lags else None, "lag s": oldest}
 
 
 @projections_app.command("pause")
@@ -183,7 +201,9 @@ def _show(facts: list[dict[str, Any]], as_json: bool) -> None:
         return
     table = ScreenTable(*facts[0], box=None)
     for each in facts:
-        table.add_row(
-            *(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value) for value in each.values())
-        )
+        table.add_row(*("-" if value is None else f"{value:,}" if _is_number(value) else str(value) for value in each.values()))
     screen.print(table)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

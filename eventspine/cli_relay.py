@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
@@ -21,10 +22,11 @@ from .relay.reshard import reshard
 from .relay.state import RelayState
 from .relay.topics import Topics, TopicSettings
 from .routing_module import make_router
-from .running import cycles_collected_by_the_clock, logged_in, until_signalled
+from .running import MetricsPort, cycles_collected_by_the_clock, logged_in, metrics_address, until_signalled
 from .schemas import RegistryClient
 from .settings import Settings
 from .store.postgres import PostgresLog, PostgresOutbox
+from .store.postgres.published import Published
 from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
@@ -77,12 +79,14 @@ def make_outbox_relay(settings: Settings, pool: asyncpg.Pool) -> OutboxRelay:
 def relay_run(
     context: typer.Context,
     processes: Annotated[int, typer.Option(min=1, help="How many processes to start; each takes its share of the shards.")] = 1,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Publish the log to Kafka until stopped.
 
     Start as many as you like, on any machines: they share the relay's shards, and those without one stand by.
     """
     settings: Settings = context.obj
+    metrics = metrics_address(settings, metrics_port)
     if processes > 1:
         raise typer.Exit(run(_supervise(settings, processes)))
 
@@ -115,7 +119,13 @@ def relay_run(
 
             stop_with_parent(stop)
             quiet = SUPERVISED in os.environ
-            async with cycles_collected_by_the_clock():
+            async with AsyncExitStack() as beside, cycles_collected_by_the_clock():
+                if metrics is not None:
+                    from .metrics import serving_relay
+
+                    published = Published(pool, topic_prefix=settings.topic_prefix, relay_name=settings.relay_name)
+                    serving = serving_relay(relay, _state(settings, pool), outbox, published, **metrics)
+                    await beside.enter_async_context(serving)
                 await until_signalled(logged_in(settings.kafka(), publish), stop, "relay", look, quiet=quiet)
 
     run(work())

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from importlib.util import find_spec
+from typing import Annotated, Any, Final
+
+import typer
 
 from .live import show_state, show_while
-from .schemas import Unavailable
+from .schemas import SettingsError, Unavailable
 from .schemas.kafka import KafkaAccess, check_login
+from .settings import Settings
+from .supervisor import SUPERVISED
 from .terminal import messages
 
-__all__ = ["cycles_collected_by_the_clock", "logged_in", "signalled", "until_signalled"]
+__all__ = ["MetricsPort", "cycles_collected_by_the_clock", "logged_in", "metrics_address", "signalled", "until_signalled"]
+
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, help="Serve metrics for Prometheus; of several processes, each has the next port.")
+]
 
 _COLLECT_EVERY_S: Final = 10.0
 
 Run = Callable[[], Coroutine[Any, Any, None]]
+
+
+def metrics_address(settings: Settings, port: int | None) -> dict[str, Any] | None:
+    """Return host and port of this process's metrics, None if there are none: of several processes, each has the next port.
+
+    Raises:
+        SettingsError: the packages for metrics are missing.
+    """
+    first = settings.metrics_port if port is None else port
+    if not first:
+        return None
+    if find_spec("prometheus_client") is None:
+        raise SettingsError('metrics need one more package: pip install "eventspine[metrics]"; or set metrics_port to 0')
+    return {"host": settings.metrics_host, "port": first + int(os.environ.get(SUPERVISED, "0"))}
 
 
 def logged_in(kafka: str | KafkaAccess, run: Run) -> Run:

@@ -74,6 +74,8 @@ class Settings:
     group_instance_id: str = _setting("", "of one consumer process: it keeps its partitions over a short restart")
     session_timeout_s: float = _setting(10.0, "how soon Kafka gives a dead consumer's partitions to the others, in seconds")
     give_up_after_s: float = _setting(300.0, "how long relay and consumers retry while a server is away, in seconds")
+    metrics_port: int = _setting(0, "port of the metrics for Prometheus, of consume and relay run; 0 is none")
+    metrics_host: str = _setting("127.0.0.1", "address that the metrics are served on")
     folder: str = _setting(".eventspine", "data folder of the local stack (eventspine up)")
 
     def need_postgres(self) -> str:

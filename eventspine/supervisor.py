@@ -15,7 +15,7 @@ __all__ = ["SUPERVISED", "Supervisor", "own_arguments", "stop_with_parent"]
 logger = logging.getLogger(__name__)
 
 SUPERVISED = "EVENTSPINE_SUPERVISED"
-"""Set in the environment of the children."""
+"""Set in the environment of the children: the number of each, from 0."""
 
 
 class Supervisor:
@@ -56,7 +56,7 @@ class Supervisor:
                 sys.executable,
                 *["-m", "eventspine", *arguments],
                 stdin=asyncio.subprocess.PIPE,
-                env=os.environ | {SUPERVISED: "1"},
+                env=os.environ | {SUPERVISED: str(number)},
             )
             if self._stop.is_set():  # asked for while the child was being started
                 child.terminate()

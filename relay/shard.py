@@ -186,7 +186,7 @@ class Shard:
             check_history(each, await self._log.event_id_at(each.position))
             check_link(each, await self._log.digest_of_link(each.link))
         if cursor.unparked:  # the last life may have died between Kafka's commit and this
-            await self._rows.unpark(cursor.unparked)
+            await self._rows.unpark(cursor.unparked, late=cursor.late)
             cursor = msgspec.structs.replace(cursor, unparked=())
         self.position = cursor.position
         self._linked_at = float("-inf")
@@ -408,7 +408,7 @@ class Shard:
         await sender.send(late, self._cursor_record(after), durable=True)
         self._written = msgspec.structs.replace(after, unparked=())
         self.published.count += len(late)
-        await self._rows.unpark(done)
+        await self._rows.unpark(done, late=after.late)
         return self._written
 
     async def _finish_late(self, sender: Publisher, cursor: Cursor) -> Cursor:

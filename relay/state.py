@@ -159,8 +159,10 @@ class RelayState:
         """
         return [(row["global_position"], row["stream_id"]) for row in await self._fetch(_TO_RETRY, self.relay_id)]
 
-    async def unpark(self, positions: Sequence[int]) -> None:
-        await self._execute(_UNPARK, self.relay_id, list(positions))
+    async def unpark(self, positions: Sequence[int], *, late: int = 0) -> None:
+        """Forget parked events. If they were published, `late` is the number of the last one's record, in the order given."""
+        numbers = range(late - len(positions) + 1, late + 1) if late else [0] * len(positions)
+        await self._execute(_UNPARK, self.relay_id, list(positions), list(numbers))
 
     async def parked(self) -> list[dict[str, Any]]:
         return [dict(row) for row in await self._fetch(_LIST_PARKED, self.relay_id)]

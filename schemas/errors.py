@@ -12,6 +12,8 @@
     ├── Fenced                another process took over this work: stop
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
+    ├── StaleReadModel        a read model did not come as far as asked in time: wait longer, or show what is there
+    │   └── EventSetAside     waiting is in vain: the event is parked, or waits behind one that is
     ├── SettingsError         a setting is missing or makes no sense
     └── LocalStackError       a server of `eventspine up` can't be fetched, started or stopped
 
@@ -28,6 +30,7 @@ __all__ = [
     "ConditionFailed",
     "DecodeError",
     "EventIdTaken",
+    "EventSetAside",
     "EventspineError",
     "Fenced",
     "IntegrityError",
@@ -36,6 +39,7 @@ __all__ = [
     "ProjectionError",
     "SchemaError",
     "SettingsError",
+    "StaleReadModel",
     "Unavailable",
     "UnknownEventType",
 ]
@@ -141,6 +145,46 @@ class IntegrityError(EventspineError):
 
 class ProjectionError(EventspineError):
     """Report that a projection's handler failed, or that its table is not as declared."""
+
+
+class StaleReadModel(EventspineError):
+    """Report that a read model did not come as far as asked in time. What was recorded is recorded: nothing is lost.
+
+    Attributes: `projection`, `position` (that was asked for), `reached` (up to which it has come there), `stream_id` ("" where
+    all events up to the position are meant).
+    """
+
+    def __init__(self, projection: str, *, position: int, reached: int, stream_id: str = "", waited_s: float) -> None:
+        where = f" of stream {stream_id!r}" if stream_id else ""
+        super().__init__(
+            f"projection {projection} has not taken position {position}{where} within {waited_s:g} s; there it has come to "
+            f"{reached}. Wait longer or show what is there; if it stays so, see `eventspine projections status {projection}`"
+        )
+        self.projection = projection
+        self.position = position
+        self.reached = reached
+        self.stream_id = stream_id
+
+
+class EventSetAside(StaleReadModel):
+    """Report that waiting is in vain: the event, or one before it in its stream, could not be applied and is parked.
+
+    Attributes: those of StaleReadModel, and `by` ("projection" or "relay"), `reason`.
+    """
+
+    def __init__(self, projection: str, *, position: int, stream_id: str, by: str, reason: str) -> None:
+        look = f"eventspine projections parked list {projection}" if by == "projection" else "eventspine relay parked list"
+        EventspineError.__init__(
+            self,
+            f"projection {projection} does not have position {position} of stream {stream_id!r}: the {by} has set it aside "
+            f"({reason}). Show what is there; for whoever is to mend it: `{look}`",
+        )
+        self.projection = projection
+        self.position = position
+        self.reached = position - 1
+        self.stream_id = stream_id
+        self.by = by
+        self.reason = reason
 
 
 class SettingsError(EventspineError, ValueError):

@@ -218,6 +218,14 @@ CREATE TABLE relay_parked (
 
 CREATE INDEX relay_parked_stream_idx ON relay_parked (relay_id, stream_id, global_position);
 
+-- Events that were parked and then published late: by the number a reader of its own writes knows whether a read model has them.
+CREATE TABLE relay_late (
+    relay_id        text   NOT NULL,
+    global_position bigint NOT NULL,
+    late            bigint NOT NULL,                -- the number by which the record says so (header ce_latenumber)
+    CONSTRAINT relay_late_pkey PRIMARY KEY (relay_id, global_position)
+);
+
 -- Messages that are no events, recorded in the transaction of the caller's rows. Three tables: a full one gives way to an empty one,
 -- and is emptied by TRUNCATE when all in it is published, never row by row. Each holds consecutive positions.
 CREATE TABLE outbox (

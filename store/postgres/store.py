@@ -28,6 +28,7 @@ from ...schemas.postgres import Connection, load_sql, translated
 from ...schemas.privacy import KeyRing, protect_events, reveal_events
 from ...schemas.retry import Backoff, wait_or_raise
 from ...schemas.upcasting import Upcaster
+from ..noted import note_recorded
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
 from .appender import Appender
@@ -159,6 +160,7 @@ class PostgresEventStore:
             Unavailable: with `connection`, also a lock that was not free in 10 s, or a deadlock: do the transaction over.
         """
         [copies] = await self._append([StreamAppend(stream_id, stream_type, events, expected_version)], condition, connection)
+        note_recorded(copies)
         return copies
 
     async def append_streams(
@@ -176,7 +178,10 @@ class PostgresEventStore:
             raise InvalidEvent(
                 "the stream is named twice; give its events in one StreamAppend", stream_id=min(map(str, repeated))
             )
-        return await self._append(appends, condition, connection)
+        copies = await self._append(appends, condition, connection)
+        for each in copies:
+            note_recorded(each)
+        return copies
 
     async def encode(self, event_type: str, data: Mapping[str, Any], *, schema_version: int = 0) -> bytes:
         """Return data as Avro in Confluent's wire format, by a registered type: the value of a message that is no event.

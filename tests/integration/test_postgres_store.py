@@ -339,6 +339,9 @@ async def test_reads_use_their_indexes(store: PostgresEventStore, pool: asyncpg.
         ("sql/read_following", "1500, 1510, 100000", "events_pkey", "events"),
         ("sql/last_position", "", "events_pkey", "events"),
         ("sql/event_id_at", "1500", "events_pkey", "events"),
+        ("sql/streams_between", "ARRAY['Order'], ARRAY[1500], 1520, 'events.relay'", "events_pkey", "events"),
+        ("sql/all_categories", "", "events_category_idx", "events"),
+        ("sql/log_lag", "1500", "events_pkey", "events"),
         ("sql/load_checkpoint", "'s5'", "subscription_checkpoints_pkey", "subscription_checkpoints"),
     ]
     async with pool.acquire() as connection:

@@ -21,16 +21,20 @@ from eventspine import (
     Decider,
     Event,
     EventIdTaken,
+    EventSetAside,
     EventStore,
     EventType,
     ExpectedVersion,
     InvalidEvent,
     PostgresEventStore,
+    Projection,
     Query,
     QueryItem,
+    ReadModel,
     Repository,
     Snapshot,
     SnapshottedRepository,
+    StaleReadModel,
     StreamAppend,
     Subscription,
     Unavailable,
@@ -38,9 +42,11 @@ from eventspine import (
     WorkerGroup,
     handle_command,
     on,
+    open_read_models,
     upcaster,
 )
 from eventspine.testing import given
+from eventspine.web import ReadYourWrites
 
 
 async def place_order(store: EventStore, order_id: str) -> None:
@@ -194,6 +200,23 @@ async def work(store: PostgresEventStore) -> None:
     async def handle(event: Event) -> None: ...
 
     await WorkerGroup(store, "mails", "Order", handle, concurrency=4).run()
+
+
+async def read_what_was_written(dsn: str, store: EventStore, projection: type[Projection], app: Any) -> None:
+    events = await store.append("Order-1", "Order", [Event(event_type="OrderPlaced", data={})], ANY)
+    async with open_read_models(dsn, projection, topic_prefix="events.") as models:
+        assert_type(models, list[ReadModel])
+        try:
+            await models[0].wait_for(events, timeout_s=2)
+            await models[0].wait_for(events[0])
+            await models[0].wait_for(events[0].global_position)
+            await models[0].wait_for({"Order-1": 7})
+        except EventSetAside as aside:
+            assert_type(aside.reason, str)
+        except StaleReadModel as late:
+            assert_type(late.reached, int)
+        wrapped = ReadYourWrites(app, lambda: models, timeout_s=1.0, when_stale="pass", cookie="seen")
+        assert_type(wrapped, ReadYourWrites)
 
 
 def freeze(event: Event) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eventspine.metrics import METRICS
+
 _ROOT = Path(__file__).parents[2]
 _PAGES = [
     _ROOT / "README.md",
@@ -32,3 +34,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    page = (_ROOT / "docs" / "metrics.md").read_text()
+    told = [line for line in page.splitlines() if line.startswith("| `eventspine_")]
+    for name in re.findall(r"eventspine_[a-z_]+", page.partition("## Alerts")[2]):
+        assert name.removesuffix("_sum") in {each.name for each in METRICS}
+    assert told == [
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.tells} |" for each in METRICS
+    ]

@@ -20,7 +20,7 @@ from .redis_sink import sweep
 __all__ = ["RedisProjectionAdmin"]
 
 _read_place: Final = msgspec.json.Decoder(StoredPlace, strict=False).decode
-_read_record: Final = msgspec.msgpack.Decoder(Record).decode
+_read_record: Final = msgspec.json.Decoder(Record).decode
 
 
 class RedisProjectionAdmin:

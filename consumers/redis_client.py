@@ -84,7 +84,7 @@ class Keys(NamedTuple):
 
     places: str  # hash: "topic:number" -> StoredPlace, JSON
     parked: str  # sorted set: what is parked or waiting, by partition, stream and position
-    records: str  # hash: "topic:number:position" -> Record, MessagePack
+    records: str  # hash: "topic:number:position" -> Record, JSON
     asked: str  # hash: the same -> what somebody asks for it
     tables: str  # hash: table -> its declaration
     paused: str  # is there while the projection is paused

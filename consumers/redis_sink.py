@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _read_place: Final = msgspec.json.Decoder(StoredPlace, strict=False).decode
-_read_record: Final = msgspec.msgpack.Decoder(Record).decode
+_read_record: Final = msgspec.json.Decoder(Record).decode
+_write_record: Final = msgspec.json.Encoder().encode
 _SCAN: Final = 5_000
 
-Read = dict[str, dict[Key, list[bytes | None]]]
+Read = dict[str, dict[Key, list[str | None]]]
 """The fields of rows as they were read, in the order of the columns, by key, by table."""
 
 
@@ -158,7 +159,9 @@ class RedisSink:
                 row_keys = table.row_keys(list(keys))
             async with translated(self._client):
                 found = await self._read(row_keys, columns)
-            read.setdefault(name, {}).update(zip(list(keys), found, strict=True))
+            with _refusing():
+                rows = [[None if value is None else value.decode() for value in row] for row in found]
+            read.setdefault(name, {}).update(zip(list(keys), rows, strict=True))
 
     async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
         """Return what somebody asks of the projection."""
@@ -251,7 +254,7 @@ class _Call:
             record = Record(
                 member, *partition, position, late, stream_id, event_type, state, reason, tries, time.time(), *kept
             )  # fmt: skip
-            records.append((f"{place_id(partition)}:{position}", member, _pack(record)))
+            records.append((f"{place_id(partition)}:{position}", member, _write_record(record).decode()))
         self.arguments += [_pack([f"{place_id(partition)}:{position}" for partition, position in settled]), _pack(records)]
 
 

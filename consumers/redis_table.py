@@ -75,12 +75,12 @@ class RedisTable:
             texts.append([None if value is None else write(value) for value in values])
         return texts
 
-    def row(self, values: Sequence[bytes | None]) -> dict[str, Any] | None:
+    def row(self, values: Sequence[str | None]) -> dict[str, Any] | None:
         """Return a row whose fields were read, all columns as declared; None if there is no such row."""
         if all(value is None for value in values):
             return None
         return {
-            name: None if value is None else column.read(value.decode())
+            name: None if value is None else column.read(value)
             for (name, column), value in zip(self._columns.items(), values, strict=True)
         }
 

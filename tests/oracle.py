@@ -215,3 +215,26 @@ async def check_read_model(database: asyncpg.Pool) -> None:
     applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")
     recorded = await database.fetchval("SELECT count(*) FROM events")
     assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"
+
+
+async def check_redis_read_model(database: asyncpg.Pool, client: Any) -> None:
+    """Check the same of the rows in Redis; `client` is connected to it.
+
+    Raises:
+        AssertionError: the first difference.
+    """
+
+    async def rows(table: str, *columns: str) -> list[tuple[str, ...]]:
+        keys = [key async for key in client.scan_iter(f"{{order_totals}}:{table}:*", count=5000)]
+        return sorted([tuple(map(bytes.decode, await client.hmget(key, columns))) for key in keys])
+
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_TOTALS))
+    actual = await rows("order_totals", "customer_id", "orders", "total_cents")
+    assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_STATES))
+    actual = await rows("order_states", "stream_id", "version", "last_event")
+    assert actual == expected, f"order_states has {len(actual)} rows, {len(expected)} are right"
+    places = await client.hvals("{order_totals}::places")
+    applied = sum(int(json.loads(place)["events"]) for place in places)
+    recorded = await database.fetchval("SELECT count(*) FROM events")
+    assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"

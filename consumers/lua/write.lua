@@ -9,7 +9,7 @@
 --     changes   shape (counted from 1), how many rows, values: of each row those of its columns, then what is added
 --     repeated  for each row, in order: shape, values
 --     settled   ids ("topic:number:position") of records that are set aside no longer
---     parked    for each event to be set aside: id, its member in `parked` ("" if it is skipped), its record
+--     parked    for each event to be set aside: id, its member in `parked` ("" if it is skipped), its record in JSON
 --   ->    "written"
 --      or "fenced": somebody else owns a partition now
 --      or "changed": a row is not as it was read
@@ -90,7 +90,7 @@ for i, id in ipairs(settled) do
   if not record then -- a repetition of what was written
     return {'fenced'}
   end
-  settling[i] = cmsgpack.unpack(record).member
+  settling[i] = cjson.decode(record).member
 end
 for _, read in ipairs(reads) do
   local columns = read[1]

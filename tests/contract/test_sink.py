@@ -100,6 +100,18 @@ async def test_an_older_owner_is_fenced(model: ReadModel) -> None:
     assert await rows(model) == [thing("a", name="x"), thing("b", name="y")]
 
 
+async def test_an_older_life_of_the_same_process_is_fenced(model: ReadModel) -> None:
+    sink = await model.sink()
+    older = await Run(Things(), sink).start()
+    newer = await Run(Things(), sink).start()
+    with pytest.raises(Fenced):
+        await older.apply(change("upsert", id="zombie"))
+    with pytest.raises(Fenced):
+        await older.engine.look_at_parked()
+    await newer.apply(change("upsert", id="a"))
+    assert await rows(model) == [thing("a")]
+
+
 async def test_a_batch_of_two_partitions_is_fenced_if_one_is_lost(model: ReadModel) -> None:
     both = await Run(Things(), await model.sink()).start(P0, P1)
     await Run(Things(), await model.sink()).start(P1)

@@ -24,7 +24,7 @@ _PARTITION = Partition("events.Order", 0)
 
 
 def _item(number: int) -> Item:
-    event = Event("OrderPlaced", data(number), stream_id=f"Order-{number}", version=1, global_position=number + 1)
+    event = Event(event_type="OrderPlaced", data=data(number), stream_id=f"Order-{number}", version=1, global_position=number + 1)
     return Item(_PARTITION, number, number + 1, 0, "OrderPlaced", event.stream_id, event)
 
 

@@ -66,8 +66,10 @@ class RedisSink:
             SettingsError: Redis may evict rows.
         """
         keys = Keys.of(projection.name)
-        if any(isinstance(model, Sql) for model in projection.models):
-            raise ProjectionError(f"projection {projection.name} runs SQL of its own: Redis has none; keep it in Postgres")
+        if projection.migrations or any(isinstance(model, Sql) for model in projection.models):
+            raise ProjectionError(
+                f"projection {projection.name} has SQL of its own (Sql() or migrations): Redis has none; keep it in Postgres"
+            )
         tables = [RedisTable(projection.name, table) for table in projection.tables]
         async with translated(self._client):
             policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")

@@ -188,7 +188,7 @@ async def test_a_table_with_other_columns_is_refused(model: ReadModel) -> None:
     sink = await model.sink()
     await sink.prepare(Things())
     await sink.prepare(Things())
-    with pytest.raises(ProjectionError, match=r"table things exists .*projections reset things"):
+    with pytest.raises(ProjectionError, match=r"table things exists .*`eventspine projections re"):
         await sink.prepare(Other())
 
 

@@ -83,10 +83,13 @@ async def test_sql_and_names_that_are_refused(client: Any) -> None:
     class WithSql(Projection):
         sql = Sql()
 
+    class Migrated(Projection):
+        migrations = ("ALTER TABLE things ADD COLUMN more text",)
+
     class Braces(Projection):
         name = "a}b"
 
-    for projection in (WithSql(), Braces()):
+    for projection in (WithSql(), Migrated(), Braces()):
         with pytest.raises(ProjectionError):
             await RedisSink(client).prepare(projection)
 

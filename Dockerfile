@@ -2,7 +2,7 @@
 FROM python:3.13-slim
 WORKDIR /app
 COPY . .
-RUN pip install --no-cache-dir ".[registry,metrics]" && useradd --system eventspine
+RUN pip install --no-cache-dir ".[registry,metrics,redis,opensearch,webhooks]" && useradd --system eventspine
 USER eventspine
 ENTRYPOINT ["eventspine"]
 CMD ["--help"]

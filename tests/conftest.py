@@ -85,6 +85,19 @@ def apicurio_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         registry.kill()
 
 
+@pytest.fixture(scope="session")
+def redis_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Redis for the whole run, as a cluster of one; `endpoint` is its DSN. Each test that uses it empties it first."""
+    from tests.redis_server import RedisService
+
+    server = RedisService(tmp_path_factory.mktemp("redis"), cluster=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 def dsn_of(dsn: str, database: str) -> str:
     """Return the DSN of another database on the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))

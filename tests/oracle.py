@@ -281,3 +281,26 @@ def _folded(projection: str, events: list[tuple[Any, ...]]) -> dict[str, list[tu
     if projection == "journal":
         return {"journal": rows, "journal_streams": [(stream, 0) for stream in by_stream]}
     return {"entries": rows, "counts": list(by_type.items())}
+
+
+async def check_redis_read_model(database: asyncpg.Pool, client: Any) -> None:
+    """Check the same of the rows in Redis; `client` is connected to it.
+
+    Raises:
+        AssertionError: the first difference.
+    """
+
+    async def rows(table: str, *columns: str) -> list[tuple[str, ...]]:
+        keys = [key async for key in client.scan_iter(f"{{order_totals}}:{table}:*", count=5000)]
+        return sorted([tuple(map(bytes.decode, await client.hmget(key, columns))) for key in keys])
+
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_TOTALS))
+    actual = await rows("order_totals", "customer_id", "orders", "total_cents")
+    assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_STATES))
+    actual = await rows("order_states", "stream_id", "version", "last_event")
+    assert actual == expected, f"order_states has {len(actual)} rows, {len(expected)} are right"
+    places = await client.hvals("{order_totals}::places")
+    applied = sum(int(json.loads(place)["events"]) for place in places)
+    recorded = await database.fetchval("SELECT count(*) FROM events")
+    assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"

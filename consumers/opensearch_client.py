@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["Answer", "Gone", "Operation", "SearchServer", "open_opensearch"]
 
 _BULK_BYTES: Final = 4_000_000
 _BULKS_AT_ONCE: Final = 2
+_STREAM_FROM_BYTES: Final = 500_000
 _TIMEOUT_S: Final = 60.0
 _BUSY: Final = (429, 502, 503, 504)
 _REFUSED: Final = (401, 403)
@@ -62,6 +64,13 @@ class _Json:
 
 class _Connection(AIOHttpConnection):  # type: ignore[misc, unused-ignore]  # where the extra is absent, it is of no type
     """Warns of nothing that servers say in headers, which is for whoever runs them, and logs no payload."""
+
+    async def perform_request(
+        self, method: str, url: str, params: Any = None, body: bytes | None = None, *more: Any, **options: Any
+    ) -> Any:
+        """Make a request; a large body as a stream, which aiohttp wants."""
+        sent = io.BytesIO(body) if body and len(body) > _STREAM_FROM_BYTES else body
+        return await super().perform_request(method, url, params, sent, *more, **options)
 
     def _raise_warnings(self, warning_headers: Any) -> None:
         pass

@@ -213,7 +213,7 @@ def _text(value: Any, length: int | None) -> str:
 
 
 def _real(value: Any) -> float:
-    return float(struct.unpack("f", struct.pack("f", _double(value)))[0])
+    return float(struct.unpack("<f", struct.pack("<f", _double(value)))[0])
 
 
 def _double(value: Any) -> float:

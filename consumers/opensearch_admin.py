@@ -61,7 +61,7 @@ class OpenSearchProjectionAdmin:
         """Return what is set aside, by stream, in order."""
         generation = (await self._control.projection(projection))["generation"]
         fields = {"stream_id": stream_id} if stream_id else {}
-        hits = await self._control.parked(projection, generation, fields, limit=limit)
+        hits = await self._control.parked(projection, generation, fields, limit=limit, whole=True)
         return [_event(hit["_source"]) for hit in hits]
 
     async def pause(self, projection: str, paused: bool) -> None:

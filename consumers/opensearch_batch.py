@@ -108,6 +108,8 @@ def parts_of(
         Part(partition, each, retried=retries is not None, apply=lambda chosen: fold(projection, chosen))
         for partition, each in events.items()
     ]
+    if folded.writes and not parts:
+        raise ValueError("the batch lacks its items: each document is to know what was applied to it")
     return [part.fold(folded.writes if len(parts) == 1 else None) for part in parts]
 
 

@@ -69,7 +69,7 @@ class _Connection(AIOHttpConnection):  # type: ignore[misc, unused-ignore]  # wh
         self, method: str, url: str, params: Any = None, body: bytes | None = None, *more: Any, **options: Any
     ) -> Any:
         """Make a request; a large body as a stream, which aiohttp wants."""
-        sent = io.BytesIO(body) if body and len(body) > _STREAM_FROM_BYTES else body
+        sent: Any = io.BytesIO(body) if body and len(body) > _STREAM_FROM_BYTES else body
         return await super().perform_request(method, url, params, sent, *more, **options)
 
     def _raise_warnings(self, warning_headers: Any) -> None:
@@ -149,13 +149,17 @@ class SearchServer:
             answer = await self.call("POST", "/_bulk", b"\n".join(lines), **options)
         return [_answer(item) for each in answer["items"] for item in each.values()]
 
-    async def search(self, index: str, query: dict[str, Any], sort: Sequence[str], *, limit: int = 0) -> list[dict[str, Any]]:
-        """Return the `_id` and `_source` of all documents that match, or of the first `limit`, in order."""
+    async def search(
+        self, index: str, query: dict[str, Any], sort: Sequence[str], *, limit: int = 0, without: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Return the `_id` and `_source` (`without` some fields) of all documents that match, or the first `limit`, in order."""
         found: list[dict[str, Any]] = []
         after: dict[str, Any] = {}
         while True:
-            size = min(1000, limit - len(found)) if limit else 1000
+            most = 1000 if without else 100
+            size = min(most, limit - len(found)) if limit else most
             body = {"query": query, "sort": [{each: "asc"} for each in sort], "size": size, **after}
+            body |= {"_source": {"excludes": list(without)}}
             hits = (await self.call("POST", f"/{index}/_search", body))["hits"]["hits"]
             found += hits
             if len(hits) < size or len(found) == limit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -82,7 +83,7 @@ class Held:
     """A partition's place as its document was read or written last, and which version of the document that was."""
 
     place: Place
-    topic_id: str
+    topic_id: str | None  # None: nobody has read the topic since the projection began anew
     begun: Begun
     seq_no: int = -1
     term: int = -1
@@ -136,15 +137,21 @@ class Control:
                     return before, before + 1
 
     async def forget(self, name: str, generation: int) -> int:
-        """Delete places and parked events of a generation and those before; return in how many partitions there were any."""
+        """Delete places and parked events of a generation and those before; return in how many partitions there were any.
+
+        The next generation goes on with their epochs, which so only rise, as people see them.
+        """
         up_to = {"range": {"generation": {"lte": generation}}}
         query = _all({"projection": name}, up_to, {"terms": {"kind": ["place", "parked"]}})
         await self._refresh()
-        ours = _all({"projection": name, "kind": "place", "generation": generation})
-        places = await self._server.search(CONTROL_WRITES, ours, _BY)
+        before = [(Partition(each["topic"], each["partition"]), each) for each in await self.places(name, generation)]
+        for partition, each in before:
+            fresh = Held(Place(each["place"]["epoch"] + 1, 0, 0, 0), None, Begun())
+            with suppress(Fenced):  # it was claimed already
+                await self.write(name, generation + 1, {partition: fresh})
         options: dict[str, Any] = {"conflicts": "proceed", "refresh": True}
         await self._server.call("POST", f"/{CONTROL_WRITES}/_delete_by_query", {"query": query}, **options)
-        return len(places)
+        return len(before)
 
     async def read(self, name: str, generation: int, partitions: Sequence[Partition]) -> dict[Partition, Held]:
         """Return the places that there are, as they are now."""
@@ -245,15 +252,15 @@ class Control:
                 await self.ask((hit["_id"] for hit in hits if (partition, hit["_source"]["position"]) not in settled), "retry")
 
     async def parked(
-        self, name: str, generation: int, fields: Mapping[str, Any] | None = None, *, limit: int = 0
+        self, name: str, generation: int, fields: Mapping[str, Any] | None = None, *, limit: int = 0, whole: bool = False
     ) -> list[dict[str, Any]]:
-        """Return hits of parked events, by stream, in order."""
+        """Return hits of parked events, by stream, in order; with the records that they came in if wanted `whole`."""
         query = _all({"kind": "parked", "projection": name, "generation": generation, **(fields or {})})
-        return await self._server.search(CONTROL_WRITES, query, ["stream_id", "position", "topic", "partition"], limit=limit)
+        return await self._server.search(CONTROL_WRITES, query, _IN_ORDER, limit=limit, without=() if whole else _RECORD)
 
     async def asked(self, name: str, generation: int) -> list[dict[str, Any]]:
         query = _all({"kind": "parked", "projection": name, "generation": generation}, {"exists": {"field": "asked"}})
-        return await self._server.search(CONTROL_WRITES, query, ["stream_id", "position", "topic", "partition"])
+        return await self._server.search(CONTROL_WRITES, query, _IN_ORDER, without=_RECORD)
 
     async def _change_parked(self, operations: Sequence[Operation], ignored: Collection[int]) -> None:
         for answer in await self._server.bulk(operations, refresh=True):
@@ -276,12 +283,14 @@ class Control:
         await self._server.call("POST", f"/{CONTROL_WRITES}/_refresh")
 
 
-_BY: Final = ["projection", "topic", "partition"]
+_BY: Final = ("projection", "topic", "partition")
+_IN_ORDER: Final = ("stream_id", "position", "topic", "partition")
+_RECORD: Final = ("headers", "key", "value")
 
 
 def parked_of(source: Mapping[str, Any]) -> Parked:
     """Return a parked event as its document has it."""
-    kept = Kept(*(base64.b64decode(source[name]) for name in ("headers", "key", "value")))
+    kept = Kept(*(base64.b64decode(source.get(name, "")) for name in _RECORD))
     partition = Partition(source["topic"], source["partition"])
     position, late, stream_id, event_type, state, reason, tries = (
         source[name] for name in ("position", "late", "stream_id", "event_type", "state", "reason", "tries")

@@ -177,7 +177,7 @@ class OpenSearchSink:
         """Return what is set aside of a stream, in order."""
         running = self._running[projection.name]
         fields = {"topic": partition.topic, "partition": partition.number, "stream_id": stream_id}
-        hits = await self._control.parked(projection.name, running.generation, fields)
+        hits = await self._control.parked(projection.name, running.generation, fields, whole=True)
         return [row for row in (parked_of(hit["_source"]) for hit in hits) if row.state != "skipped"]
 
     # Places
@@ -205,10 +205,10 @@ class OpenSearchSink:
             found = await self._control.read(projection.name, running.generation, left)
             for partition in left:
                 held = found.get(partition) or Held(Place(0, 0, 0, 0, 0, built_to), partitions[partition], Begun())
-                if held.topic_id != partitions[partition]:
+                if held.topic_id not in (None, partitions[partition]):
                     raise _made_anew(projection, partition, held.topic_id, partitions[partition])
                 try:
-                    raised = replace(held, place=held.place._replace(epoch=held.place.epoch + 1))
+                    raised = replace(held, topic_id=partitions[partition], place=held.place._replace(epoch=held.place.epoch + 1))
                     taken |= await self._control.write(projection.name, running.generation, {partition: raised})
                 except Fenced as error:  # changed since it was read
                     delay_s = backoff.next_delay_s()
@@ -222,7 +222,7 @@ class OpenSearchSink:
         found = await self._control.read(projection.name, running.generation, [LOG])
         if LOG not in found:
             return 0, Begun()
-        log = (await self._take(projection, running, {LOG: found[LOG].topic_id}, 0))[LOG]
+        log = (await self._take(projection, running, {LOG: ""}, 0))[LOG]
         return log.place.next_offset, log.begun
 
     async def _check_source(self, projection: Projection, running: _Running, partitions: Mapping[Partition, str]) -> None:
@@ -397,9 +397,9 @@ def _check_index(projection: Projection, table: str, columns: Columns, facts: Ma
         names = properties.keys() | columns.mapping
         different = sorted(name for name in names if properties.get(name) != columns.mapping.get(name))
         raise ProjectionError(
-            f"the index of table {table} exists with another mapping than projection {projection.name} declares, in "
+            f"table {table} exists with another mapping than projection {projection.name} declares, in "
             f"{', '.join(different)}: give the changed projection a new name and table, or build it again with "
-            f"`eventspine projections reset`"
+            f"`eventspine projections reset {projection.name}`"
         )
     if facts["settings"]["index"].get("translog", {}).get("durability", "request").lower() != "request":
         raise ProjectionError(

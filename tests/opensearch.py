@@ -87,7 +87,8 @@ class OpenSearchService(Service):
 
     def _new_port(self) -> int:
         first = os.getpid() % len(_PORTS)  # two runs at once begin at different ones
-        for port in [*_PORTS[first:], *_PORTS[:first]]:
+        ports: list[int] = [*_PORTS[first:], *_PORTS[:first]]
+        for port in ports:
             if not port_taken(port):
                 return port
         raise LocalStackError(f"no port of {_PORTS} is free for OpenSearch; end what listens there")

@@ -80,7 +80,7 @@ class Bench:
     async def read(self, rows: Sequence[Parked]) -> list[Item]:
         items = [self.seen[row.position]._replace(raw=row, offset=0) for row in rows]
         mended = [
-            (each, each.event.data | {"n": self.mended.get(each.position, each.event.data["n"])}) for each in items if each.event
+            (each, {**each.event.data, "n": self.mended.get(each.position, each.event.data["n"])}) for each in items if each.event
         ]
         return [each._replace(event=Event(**_facts(each.event), data=data)) for each, data in mended]
 

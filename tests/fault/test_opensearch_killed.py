@@ -110,7 +110,7 @@ async def test_the_commands_look_after_opensearch(spine: Spine, server: SearchSe
     await wait_for(lambda: "consumer pauses" in consumer.said, timeout_s=30)
     await say("resume", "order_totals")
     await say("parked", "list", "order_totals")
-    await say("parked", "retry", "order_totals", code=1)
+    await say("parked", "retry", "order_totals", code=2)
     assert "emptied" in await say("reset", "tests.projections:OrderTotals", "--yes")
     await wait_for(reader.applied, lambda applied: applied == 60, timeout_s=60, every_s=0.2)
     for process in (relay, consumer):

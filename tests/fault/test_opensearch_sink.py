@@ -143,7 +143,7 @@ def expected(records: dict[Partition, list[Item]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if value is not None} for row in model.rows("things")]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(story=stories())
 def test_whatever_breaks_each_record_is_applied_once(opensearch: OpenSearchService, story: Story) -> None:
     """Batches of any size, connections that break at any step, retries of what was parked: the rows are those of a fold."""

@@ -155,7 +155,7 @@ class Engine:
         settled: Sequence[tuple[Partition, int]] = (),
         parked: Mapping[Partition, set[str]] | None = None,
     ) -> Folded:
-        work = Work(before, after, folded, lambda rows: self._fold(items, rows, parked), self._parked_of, settled)
+        work = Work(before, after, folded, lambda rows: self._fold(items, rows, parked), self._parked_of, settled, items)
         written = await self._sink.write(self._projection, work)
         self.places |= {partition: place for partition, place in after.items() if partition in self.places}
         for aside in written.asides:

@@ -31,12 +31,16 @@ class Aside(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What a batch comes to. While `missing` names rows (keys by table), it is not complete: fetch them and fold again."""
+    """What a batch comes to. While `missing` names rows (keys by table), it is not complete: fetch them and fold again.
+
+    `reads` says that a handler asked for a row, be it one that the batch itself had made.
+    """
 
     writes: list[Write]
     statements: list[tuple[str, tuple[Any, ...]]]
     missing: dict[str, set[tuple[Any, ...]]]
     asides: list[Aside]
+    reads: bool = False
 
 
 class _Pass(NamedTuple):
@@ -148,7 +152,7 @@ def _run(projection: Projection, events: Sequence[tuple[int, Event]], rows: AllR
         return _Pass(Folded([], [], {}, []), failed)
     writes = [write for table in tables for write in table.flush()]
     statements = [each for writer in writers if not isinstance(writer, TableWriter) for each in writer.flush()]
-    return _Pass(Folded(writes, statements, {}, []), {})
+    return _Pass(Folded(writes, statements, {}, [], any(table.was_read for table in tables)), {})
 
 
 def _said(error: Exception) -> str:

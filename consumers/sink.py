@@ -13,7 +13,7 @@ from ..schemas import Fenced, IntegrityError, ProjectionError
 from ..schemas.postgres import Connection, load_sql, quoted, translated
 from .folding import AllRows, Folded, Refused
 from .parked import Asked, Kept, Parked
-from .places import Partition, Place
+from .places import Item, Partition, Place
 from .postgres_table import create_sql, read_statement, row_of, write_statement
 from .projection import Projection
 from .sides import side_name
@@ -65,7 +65,7 @@ class Work:
 
     `folded` may lack rows; then `fold` is called again with those that were fetched, until it does not. `parked` are to be set
     aside, `settled` (positions by partition) are parked no longer. `before` has the places from which it starts, `after` where it
-    ends, for the same partitions.
+    ends, for the same partitions. `items` are what was folded, in order.
     """
 
     before: Mapping[Partition, Place]
@@ -74,6 +74,7 @@ class Work:
     fold: Callable[[AllRows], Folded]
     park: Callable[[Folded], Sequence[Parked]]
     settled: Sequence[tuple[Partition, int]] = field(default_factory=tuple)
+    items: Sequence[Item] = field(default_factory=tuple)
 
 
 class Sink(Protocol):

@@ -21,7 +21,6 @@ _EXTRAS = {
     "redis": ("redis", ("redis",)),
     "rediss": ("redis", ("redis",)),
     "opensearch": ("opensearch", ("opensearchpy", "aiohttp")),
-    "opensearch+http": ("opensearch", ("opensearchpy", "aiohttp")),
     "opensearch+https": ("opensearch", ("opensearchpy", "aiohttp")),
 }
 

@@ -46,7 +46,7 @@ class Settings:
     kafka_oauth_scope: str = _setting("", "scope to ask for")
     kafka_oauth_ca_file: str = _setting("", "certificates (PEM) that sign the token endpoint's; the system's if empty")
     read_model_dsn: str = _setting(
-        "", "where projections keep their rows: postgresql://… or redis://…; the events' database if empty"
+        "", "where projections keep rows: postgresql://, redis://, opensearch[+https]://; the events' database if empty"
     )
     topic_prefix: str = _setting("events.", "topics are called by it and the category: events.Order")
     relay_name: str = _setting("relay", "relays of one name are one relay, which share its shards")

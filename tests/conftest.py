@@ -98,6 +98,19 @@ def redis_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def opensearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real OpenSearch node for the whole run, for the tests that ask for it."""
+    from tests.opensearch import OpenSearchService
+
+    node = OpenSearchService(tmp_path_factory.mktemp("opensearch"))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.kill()
+
+
 def dsn_of(dsn: str, database: str) -> str:
     """Return the DSN of another database on the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))

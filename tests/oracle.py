@@ -77,12 +77,12 @@ SELECT global_position, id::text AS id, stream_id, stream_type, event_type, vers
 
 _ENVELOPES = "SELECT schema_id, data_schema_id, definition FROM envelopes JOIN schemas USING (schema_id)"
 
-_ORDER_TOTALS = """
+ORDER_TOTALS = """
 SELECT e.event_data ->> 'customer_id' AS customer_id, count(*)::bigint AS orders,
        sum((e.event_data ->> 'total_cents')::bigint)::bigint AS total_cents
   FROM events e WHERE e.event_type = 'OrderPlaced' GROUP BY 1 ORDER BY 1"""
 
-_ORDER_STATES = """
+ORDER_STATES = """
 SELECT DISTINCT ON (stream_id) stream_id, version, event_type FROM events ORDER BY stream_id, version DESC"""
 
 
@@ -211,10 +211,10 @@ async def check_read_model(database: asyncpg.Pool, *, log: asyncpg.Pool | None =
         AssertionError: the first difference.
     """
     log = log or database
-    expected = [tuple(row) for row in await log.fetch(_ORDER_TOTALS)]
+    expected = [tuple(row) for row in await log.fetch(ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
     assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
-    states = [tuple(row) for row in await log.fetch(_ORDER_STATES)]
+    states = [tuple(row) for row in await log.fetch(ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
     applied = await database.fetchval("SELECT coalesce(sum(events), 0) FROM projection_offsets WHERE projection = 'order_totals'")
@@ -294,10 +294,10 @@ async def check_redis_read_model(database: asyncpg.Pool, client: Any) -> None:
         keys = [key async for key in client.scan_iter(f"{{order_totals}}:{table}:*", count=5000)]
         return sorted([tuple(map(bytes.decode, await client.hmget(key, columns))) for key in keys])
 
-    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_TOTALS))
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(ORDER_TOTALS))
     actual = await rows("order_totals", "customer_id", "orders", "total_cents")
     assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
-    expected = sorted(tuple(map(str, row)) for row in await database.fetch(_ORDER_STATES))
+    expected = sorted(tuple(map(str, row)) for row in await database.fetch(ORDER_STATES))
     actual = await rows("order_states", "stream_id", "version", "last_event")
     assert actual == expected, f"order_states has {len(actual)} rows, {len(expected)} are right"
     places = await client.hvals("{order_totals}::places")

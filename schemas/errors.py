@@ -12,6 +12,8 @@
     ├── Fenced                another process took over this work: stop
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
+    ├── ReactionError         a reaction's code is wrong, or it is to halt
+    ├── Undelivered           what a reaction does outside the store was not taken; raised by reactions
     ├── SettingsError         a setting is missing or makes no sense
     └── LocalStackError       a server of `eventspine up` can't be fetched, started or stopped
 
@@ -34,9 +36,11 @@ __all__ = [
     "InvalidEvent",
     "LocalStackError",
     "ProjectionError",
+    "ReactionError",
     "SchemaError",
     "SettingsError",
     "Unavailable",
+    "Undelivered",
     "UnknownEventType",
 ]
 
@@ -141,6 +145,23 @@ class IntegrityError(EventspineError):
 
 class ProjectionError(EventspineError):
     """Report that a projection's handler failed, or that its table is not as declared."""
+
+
+class ReactionError(EventspineError):
+    """Report that a reaction's code is wrong, or that an event failed whose reaction is to halt then."""
+
+
+class Undelivered(EventspineError):
+    """Report that an effect outside the store was not taken. A reaction raises it to say what is worth another try.
+
+    Attributes: `final`, whether another try is in vain: the event is then parked at once; `retry_after_s`, how long the other
+    side asks to wait, None if it says nothing.
+    """
+
+    def __init__(self, reason: str, *, final: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.final = final
+        self.retry_after_s = retry_after_s
 
 
 class SettingsError(EventspineError, ValueError):

@@ -20,6 +20,7 @@ from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
 from .cli_projections import projections_app
+from .cli_react import react
 from .cli_registry import registry_app
 from .cli_relay import relay_app
 from .cli_schema import schema_app
@@ -54,6 +55,7 @@ for name, group in [
     ("registry", registry_app),
 ]:
     app.add_typer(group, name=name)
+app.command("react")(react)
 
 PostgresDsn = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
 KafkaBootstrap = Annotated[str | None, typer.Option(help="host:port of Kafka brokers")]

@@ -25,7 +25,7 @@ from ...schemas import (
     Undelivered,
 )
 from ...schemas.envelope import RecordReader
-from ...schemas.kafka import KafkaAccess, topic_of
+from ...schemas.kafka import KafkaAccess
 from ...schemas.privacy import KeyRing
 from ...schemas.retry import Backoff
 from ...schemas.upcasting import Upcaster
@@ -41,6 +41,7 @@ from .context import Context, effect_id
 from .member import GivenUp, Member, work_of
 from .progress import Entry, Progress, was_handled
 from .reaction import Reaction
+from .scheduler import Scheduler
 
 __all__ = ["ReactionConsumer"]
 
@@ -52,7 +53,7 @@ _MOST_CONFLICTS: Final = 100
 
 
 class ReactionConsumer:
-    """Runs one reaction as a member of its consumer group.
+    """Runs one reaction as a member of its consumer group, and a scheduler of what it schedules.
 
     Start as many processes as there are partitions at most. Events of one stream are handled in order, one after the other;
     different streams side by side. Each event is delivered at least once; what handlers do through their context is recorded
@@ -69,7 +70,7 @@ class ReactionConsumer:
 
     Attributes: `state` is one of starting, reacting, paused, waiting, stopped; `places` says how far each owned partition has
     come; `lag` how many records Kafka holds behind that, as far as is known; `waiting` how many events are in memory; `handled`,
-    `retried` and `parked` count since the start.
+    `retried` and `parked` count since the start; `scheduler` counts what it `appended`.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class ReactionConsumer:
         self._reader = RecordReader(self._decoder.codec)
         # Places and parked events are kept as those of a projection without tables.
         self._kept_as: Projection = type(reaction.name, (Projection,), {"name": reaction.name, "poison": reaction.poison})()
+        self.scheduler = Scheduler(store, reaction.name, give_up_after_s=give_up_after_s)
         self._member: Member | None = None
         self._stop = asyncio.Event()
 
@@ -125,9 +127,10 @@ class ReactionConsumer:
     def stop(self) -> None:
         """Ask for an end; what is under way is finished, for as long as it may take when partitions are given up."""
         self._stop.set()
+        self.scheduler.stop()
 
     async def run(self) -> None:
-        """React until `stop()`.
+        """React, and append what is scheduled when it is due, until `stop()`.
 
         Raises:
             ReactionError: an event failed, and the reaction is to halt then.
@@ -137,21 +140,32 @@ class ReactionConsumer:
             SettingsError, EventspineError: Kafka or Postgres refuses something that a retry can't mend.
             Unavailable: one of them was away for longer than `give_up_after_s`.
         """
+        work = [asyncio.create_task(self._react_until_stopped()), asyncio.create_task(self.scheduler.run())]
         try:
-            while not self._stop.is_set():
-                try:
-                    await self._react_as_member()
-                except (Unavailable, Fenced) as error:
-                    if not self._backoff.failing:
-                        logger.warning("reaction waits: %s", error, extra={"reaction": self._reaction.name})
-                    delay_s = self._backoff.next_delay_s()
-                    if delay_s is None:
-                        raise
-                    self.state = "waiting"
-                    await _wait(self._stop, delay_s)
+            await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+            self.stop()
+            await asyncio.wait(work)
         finally:
+            for task in work:
+                task.cancel()
+            await asyncio.wait(work)
             await self._reaction.close()
+        for task in work:
+            await task
         self.state = "stopped"
+
+    async def _react_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            try:
+                await self._react_as_member()
+            except (Unavailable, Fenced) as error:
+                if not self._backoff.failing:
+                    logger.warning("reaction waits: %s", error, extra={"reaction": self._reaction.name})
+                delay_s = self._backoff.next_delay_s()
+                if delay_s is None:
+                    raise
+                self.state = "waiting"
+                await _wait(self._stop, delay_s)
 
     async def _react_as_member(self) -> None:
         """Join the group and react until asked to stop, or until the first error: then everything in memory is forgotten."""
@@ -366,10 +380,10 @@ class ReactionConsumer:
     def _where(self, item: Item) -> str:
         return f"reaction {self._reaction.name}: {item.event_type} (stream {item.stream_id!r}, global position {item.position})"
 
-    def _topics(self) -> list[str] | str:
-        """The topics by name, or a pattern for everything below the prefix that can be a category."""
-        named = [topic_of(category, self._prefix) for category in self._reaction.categories]
-        return named or f"^{re.escape(self._prefix)}[A-Za-z_][A-Za-z0-9_.]*$"
+    def _topics(self) -> str:
+        """A pattern of topics: the client takes no name whose topic is not there yet."""
+        categories = "|".join(map(re.escape, self._reaction.categories)) or "[A-Za-z_][A-Za-z0-9_.]*"
+        return f"^{re.escape(self._prefix)}(?:{categories})$"
 
 
 def _arrived(record: Any) -> Arrival:

@@ -51,15 +51,15 @@ class Fetched(NamedTuple):
 class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
     """A member of the group, the partitions that it owns, and the tasks that handle their streams.
 
-    `topics` are names, or a pattern. `handle` handles an event, `settle` does what is asked for a parked stream. After an error of
-    any of these, or of its own, the member is to be left: nothing in memory is to be used again.
+    `topics` is a pattern. `handle` handles an event, `settle` does what is asked for a parked stream. After an error
+    of any of these, or of its own, the member is to be left: nothing in memory is to be used again.
     """
 
     def __init__(
         self,
         bootstrap: str | KafkaAccess,
         group_id: str,
-        topics: list[str] | str,
+        topics: str,
         sink: Sink,
         kept_as: Projection,
         *,
@@ -113,10 +113,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
             SettingsError, Unavailable: Kafka refuses it, or is away.
         """
         try:
-            if isinstance(self._topics, str):
-                self._kafka.subscribe(pattern=self._topics, listener=self)
-            else:
-                self._kafka.subscribe(self._topics, listener=self)
+            self._kafka.subscribe(pattern=self._topics, listener=self)
             await self._kafka.start()
         except kafka.KafkaError as error:
             raise _translated(error, "to join the consumer group") from error

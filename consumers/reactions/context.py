@@ -55,22 +55,18 @@ class Context:
     `causation_id`; metadata of its own wins. Its `event_id` is derived from reaction, cause and count, whatever it was.
 
     Attributes: `event`, the cause; `idempotency_key`, the same at every delivery of this event to this reaction: for services
-    outside the store.
+    outside the store; `scope` begins the keys of scheduled events: those of a process manager are each process's own.
     """
 
     def __init__(self, reaction: str, event: Event, streams: Streams) -> None:
         self.event = event
         self.idempotency_key = f"{reaction}:{event.event_id}"
+        self.scope = ""
         self._reaction = reaction
         self._streams = streams
         self._parts: dict[str, _Part] = {}
         self._scheduled: list[Scheduled] = []
         self._cancelled: list[str] = []
-        self._scope = ""
-
-    def scope_keys(self, scope: str) -> None:
-        """Let keys of scheduled events count within a scope: a process manager's are its own."""
-        self._scope = f"{scope}/"
 
     def append(self, stream_id: str, *events: Any, expected_version: ExpectedVersion = ANY) -> None:
         """Append events to a stream: `Event`s, or instances of dataclasses or pydantic models.
@@ -134,7 +130,7 @@ class Context:
         if at is not None and at.utcoffset() is None:
             raise ReactionError("at= is naive; use an aware time, like datetime.now(timezone.utc)")
         made = event if isinstance(event, Event) else Event.of(event)
-        self._scheduled.append(Scheduled(stream_id, made, at, after, self._scope + key if key else ""))
+        self._scheduled.append(Scheduled(stream_id, made, at, after, self.scope + key if key else ""))
 
     def cancel(self, key: str) -> None:
         """Cancel what this reaction scheduled under a key before. What is appended already stays.
@@ -144,7 +140,7 @@ class Context:
         """
         if not key:
             raise ReactionError("what was scheduled without a key can't be cancelled: give schedule() and cancel() the same key")
-        self._cancelled.append(self._scope + key)
+        self._cancelled.append(self.scope + key)
 
     def effects(self) -> Effects:
         """Return all that was collected, as it is to be recorded."""

@@ -97,7 +97,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
             enable_auto_commit=False,
             # Offsets come from the sink. One that Kafka does not have any more is an error, never a reason to skip.
             auto_offset_reset="none",
-            metadata_max_age_ms=5_000,  # how soon the topic of a new category is found
+            metadata_max_age_ms=2_000,  # how soon the topic of a new category is found
             fetch_max_wait_ms=100,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 3,

@@ -149,7 +149,7 @@ class Processes(Reaction):
         chosen = getattr(self._type, attribute).by(event)
         if chosen is not None:
             process = await context.load(self._type, str(chosen))
-            context.scope_keys(process.id)
+            context.scope = f"{process.id}/"
             await getattr(process, attribute)(event, context)
 
 

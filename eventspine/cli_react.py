@@ -55,6 +55,7 @@ def react(
                 keys=KeyRing(store.pool),
                 topic_prefix=settings.topic_prefix,
                 session_timeout_s=settings.session_timeout_s,
+                instance_id=settings.group_instance_id,
                 give_up_after_s=settings.give_up_after_s,
             )
 

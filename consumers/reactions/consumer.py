@@ -65,12 +65,12 @@ class ReactionConsumer:
 
     When partitions are given up, what is under way has `drain_s` to end; then it is cancelled, and done again by the next owner.
 
-    `load_event_types`, `event_types`, `upcasters`, `keys`, `topic_prefix`, `session_timeout_s` and `give_up_after_s` are those of
-    `Consumer`. What the store appends is in the versions that the store declares.
+    `load_event_types`, `event_types`, `upcasters`, `keys`, `topic_prefix`, `session_timeout_s`, `instance_id` and
+    `give_up_after_s` are those of `Consumer`. What the store appends is in the versions that the store declares.
 
     Attributes: `state` is one of starting, reacting, paused, waiting, stopped; `places` says how far each owned partition has
-    come; `lag` how many records Kafka holds behind that, as far as is known; `waiting` how many events are in memory; `handled`,
-    `retried` and `parked` count since the start; `scheduler` counts what it `appended`.
+    come; `lag` how many records are not done, as far as Kafka has told (looked up each second); `waiting` how many events are in
+    memory; `handled`, `retried` and `parked` count since the start; `scheduler` counts what it `appended`.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class ReactionConsumer:
         keys: KeyRing | None = None,
         topic_prefix: str = "events.",
         session_timeout_s: float = 10.0,
+        instance_id: str = "",
         waiting_events: int = 2000,
         drain_s: float = 10.0,
         give_up_after_s: float = 300.0,
@@ -98,6 +99,7 @@ class ReactionConsumer:
         self._bootstrap = bootstrap
         self._prefix = topic_prefix
         self._session_timeout_s = session_timeout_s
+        self._instance_id = instance_id
         self._waiting_events = waiting_events
         self._drain_s = drain_s
         self._give_up_after_s = give_up_after_s
@@ -182,6 +184,7 @@ class ReactionConsumer:
             settle=self._settle,
             concurrency=self._reaction.concurrency,
             session_timeout_s=self._session_timeout_s,
+            instance_id=self._instance_id,
             drain_s=self._drain_s,
         )
         try:
@@ -192,6 +195,7 @@ class ReactionConsumer:
                 if time.monotonic() - looked_at > _LOOK_EVERY_S:
                     await member.write()
                     await self._look(member)
+                    await member.note_positions()
                     looked_at = time.monotonic()
                 if self._backoff.failing and member.owned:
                     logger.info("reaction goes on", extra={"reaction": self._reaction.name})

@@ -67,6 +67,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         settle: Callable[[Member, Progress, Asked], Awaitable[None]],
         concurrency: int,
         session_timeout_s: float,
+        instance_id: str,
         drain_s: float,
     ) -> None:
         self.owned: dict[Partition, Progress] = {}
@@ -88,11 +89,13 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         self._told: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[Fetched] | None = None
         self._topic_ids: dict[str, str] = {}
+        self._behind: dict[Partition, int] = {}
         session_ms = int(session_timeout_s * 1000)
         self._kafka = AIOKafkaConsumer(
             **asyncio_settings(bootstrap),
             client_id="eventspine",
             group_id=group_id,
+            group_instance_id=instance_id or None,
             isolation_level="read_committed",
             enable_auto_commit=False,
             # Offsets come from the sink. One that Kafka does not have any more is an error, never a reason to skip.
@@ -178,10 +181,18 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         self.paused = paused
 
     def lag(self) -> int:
-        """How many records Kafka holds behind the places, as far as it has told."""
-        assigned = self._kafka.assignment()
-        ends = {each: self._kafka.highwater(TopicPartition(*each)) for each in self.owned if TopicPartition(*each) in assigned}
-        return sum(max(0, (end or 0) - self.owned[each].written.next_offset) for each, end in ends.items())
+        """How many records are not done: those in memory, and those that Kafka holds behind them, as far as it has told."""
+        return sum(len(progress) + self._behind.get(each, 0) for each, progress in self.owned.items())
+
+    async def note_positions(self) -> None:
+        """Look up how much Kafka holds behind what was fetched."""
+        for partition in list(self.owned):
+            topic_partition = TopicPartition(*partition)
+            with suppress(kafka.KafkaError, TimeoutError):  # given up meanwhile, or not known yet
+                async with asyncio.timeout(0.1):
+                    position = await self._kafka.position(topic_partition)
+                end = self._kafka.highwater(topic_partition)
+                self._behind[partition] = max(0, (end or 0) - position)
 
     def start(self, progress: Progress, entry: Entry) -> None:
         """Let an event be handled behind those of its stream."""

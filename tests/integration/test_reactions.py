@@ -75,11 +75,13 @@ class Bench:
         self._kafka = kafka
         self._prefix = prefix
 
+    def consumer(self, declared: Any, **options: Any) -> ReactionConsumer:
+        sink = PostgresSink(self.pool)
+        return ReactionConsumer(reaction_of(declared), self.store, sink, self._kafka, topic_prefix=self._prefix, **options)
+
     @asynccontextmanager
     async def reacting(self, declared: Any, **options: Any) -> AsyncIterator[ReactionConsumer]:
-        consumer = ReactionConsumer(
-            reaction_of(declared), self.store, PostgresSink(self.pool), self._kafka, topic_prefix=self._prefix, **options
-        )
+        consumer = self.consumer(declared, **options)
         running = asyncio.create_task(consumer.run())
         try:
             yield consumer
@@ -222,11 +224,9 @@ async def test_a_reaction_that_halts_and_one_that_skips(bench: Bench, picky: typ
 
     picky.refused = {2}
     await pay(bench, "Order-a", 1, 2, 3)
-    with pytest.raises(
-        ReactionError, match=r"reaction halting: OrderPaid \(stream 'Order-a', global position 2\) failed: ValueError"
-    ):
-        async with bench.reacting(Halting) as consumer:
-            await wait_for(lambda: consumer.state, lambda state: state == "never", timeout_s=30)
+    with pytest.raises(ReactionError, match=r"OrderPaid \(stream 'Order-a', global position 2\) failed: ValueError"):
+        async with asyncio.timeout(60):
+            await bench.consumer(Halting).run()
     assert await parcels(bench) == {"Parcel-a": [1]}
     async with bench.reacting(Skipping):
         await wait_for(lambda: bench.count("Parcel"), lambda n: n == 3, timeout_s=30)
@@ -496,7 +496,7 @@ async def test_a_webhook_that_refuses_parks_at_once(bench: Bench) -> None:
             admin = PostgresProjectionAdmin(bench.pool)
             await admin.prepare()
             await wait_for(lambda: admin.parked("hooks"), lambda rows: len(rows) == 2, timeout_s=30)
-            assert [row.reason for row in await admin.parked("hooks")][0] == "the webhook answered 422"
+            assert {row.reason for row in await admin.parked("hooks")} >= {"the webhook answered 422"}
             await wait_for(lambda: len(receiver.taken), lambda n: n == 1)
             assert len(receiver.asked) == 2
             receiver.answer = lambda _: (200, {})

@@ -76,6 +76,7 @@ def options(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # its chatter about brokers that come and go: ours says it once
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, which can hold a secret
     flags = {"postgres_dsn": postgres_dsn, "kafka_bootstrap": kafka_bootstrap, "topic_prefix": topic_prefix, "folder": folder}
     settings = load_settings(flags, os.environ, config)
     if not (settings.postgres_dsn and settings.kafka_bootstrap):

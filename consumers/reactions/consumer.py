@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
+from uuid import UUID
 
 from ...schemas import (
     ConcurrencyError,
@@ -226,12 +227,15 @@ class ReactionConsumer:
             return
         arrivals = [_arrived(record) for record in records]
         items = await self._decoder.items(arrivals, handles=self._reaction.handles, read=self._event)
+        marks = [self._mark(item.event) for item in items if item.event is not None]
+        recorded = await self._store.reactions.recorded(marks) if marks else set()
         for item in items:
             progress = owned.get(item.partition)
             if progress is None or member.owned.get(item.partition) is not progress:  # given up since it was fetched
                 continue
             entry = progress.take(item)
             if entry is not None:
+                entry.recorded = item.event is not None and self._mark(item.event) in recorded
                 member.start(progress, entry)
 
     async def _look(self, member: Member) -> None:
@@ -259,7 +263,10 @@ class ReactionConsumer:
                 progress.asides.append(self._row(item, "waiting", BEHIND_PARKED, 0))
             entry.done = True
             return
-        reason, tries = await self._try(member, item)
+        if entry.recorded:
+            entry.done = True
+            return
+        reason, tries = await self._try(member, item, looked_up=True)
         if reason:
             if self._reaction.poison == "halt":
                 raise ReactionError(f"{self._where(item)} failed: {reason}; mend the handler and start again")
@@ -278,8 +285,10 @@ class ReactionConsumer:
         if reason:
             await member.write()
 
-    async def _try(self, member: Member, item: Item) -> tuple[str, int]:
+    async def _try(self, member: Member, item: Item, *, looked_up: bool = False) -> tuple[str, int]:
         """Try an event until it is handled; return why it can't be ("" if it is), and how often it was tried.
+
+        `looked_up` says that nothing was recorded of it a moment ago. Should that have changed, what is recorded first stays.
 
         Raises:
             GivenUp: the partition goes to somebody else.
@@ -297,7 +306,11 @@ class ReactionConsumer:
             pause_s: float | None
             try:
                 async with member.turns:
-                    await self._react(event)
+                    if member.leaving.is_set():
+                        raise GivenUp
+                    if looked_up or not await self._store.reactions.recorded([self._mark(event)]):
+                        looked_up = False
+                        await self._react(event)
             except (ConcurrencyError, EventIdTaken) as error:
                 collisions += 1
                 said, pause_s = error, conflicts.next_delay_s()
@@ -306,6 +319,8 @@ class ReactionConsumer:
                 said, pause_s = error, outage.next_delay_s()
                 if pause_s is None:
                     raise
+            except GivenUp:
+                raise
             except Exception as error:
                 tries += 1
                 said, pause_s = error, pauses.next_delay_s()
@@ -328,16 +343,17 @@ class ReactionConsumer:
                 raise GivenUp
 
     async def _react(self, event: Event) -> None:
-        """Run the handler, and record what it did; nothing, if that is recorded already."""
+        """Run the handler, and record what it did."""
         name = self._reaction.name
-        if await self._store.reactions.recorded([effect_id(name, event.event_id, 0)]):
-            return
         context = Context(name, event, self._store)
         async with asyncio.timeout(self._reaction.timeout_s):
             await self._reaction.react(event, context)
         effects = context.effects()
         if effects:
             await self._store.reactions.record(name, effects)
+
+    def _mark(self, event: Event) -> UUID:
+        return effect_id(self._reaction.name, event.event_id, 0)
 
     async def _settle(self, member: Member, progress: Progress, asked: Asked) -> None:
         """Do what somebody asks for a parked stream: handle its events again, in order, but for those to be discarded."""

@@ -14,10 +14,11 @@ __all__ = ["Entry", "Progress", "was_handled"]
 
 @dataclass(eq=False)
 class Entry:
-    """A record that was taken: the place behind it, and whether all that it asks for is done."""
+    """A record that was taken: the place behind it, whether its effects were found recorded, and whether all is done."""
 
     item: Item
     after: Place
+    recorded: bool = False
     done: bool = False
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
@@ -69,6 +70,10 @@ class Webhook(Reaction):
         headers: dict[str, str] | None = None,
         **rules: Any,
     ) -> None:
+        try:
+            self._httpx = import_module("httpx")
+        except ImportError as error:
+            raise SettingsError('webhooks need one more package: pip install "eventspine[webhooks]"') from error
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise ReactionError(f"webhook {name}: the URL is no http(s) URL")
         configure(self, name=name, start=start, categories=categories, **rules)
@@ -83,13 +88,9 @@ class Webhook(Reaction):
         return not self._event_types or event_type in self._event_types
 
     async def react(self, event: Event, context: Context) -> None:
-        try:
-            import httpx
-        except ImportError as error:
-            raise SettingsError('webhooks need one more package: pip install "eventspine[webhooks]"') from error
         if self._client is None:
-            limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-            self._client = httpx.AsyncClient(timeout=self.timeout_s, limits=limits, follow_redirects=False)
+            limits = self._httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+            self._client = self._httpx.AsyncClient(timeout=self.timeout_s, limits=limits, follow_redirects=False)
         body = cloud_event(event, self._source)
         headers = {
             **self._headers,
@@ -103,7 +104,7 @@ class Webhook(Reaction):
         try:
             async with self._client.stream("POST", self._url, content=body, headers=headers) as answer:
                 await _drain(answer)
-        except httpx.HTTPError as error:
+        except self._httpx.HTTPError as error:
             raise Undelivered(f"the webhook did not answer: {type(error).__name__}") from error
         status = answer.status_code
         if not 200 <= status < 300:

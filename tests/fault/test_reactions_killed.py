@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,9 @@ from tests.fault.conftest import Spine
 from tests.fault.proxy import kafka_proxy, postgres_proxy
 from tests.processes import Process
 from tests.waiting import wait_for
-from tests.webhook_receiver import receiving
+from tests.webhook_receiver import Receiver, receiving
 
-_KILLS = 12
+_KILLS = 10
 
 
 class Shop:
@@ -42,6 +44,7 @@ class Shop:
             "count(*) FILTER (WHERE event_type = 'OrderShipped' AND stream_id LIKE 'Fulfilment-open-%') "
             "FROM events WHERE stream_type = 'Fulfilment'"
         )
+        assert row is not None
         return row[0], row[1]
 
     async def wait(self, *alive: Process, timeout_s: float = 90.0) -> None:
@@ -53,7 +56,7 @@ class Shop:
         await wait_for(look, lambda seen: seen >= (self.paid, self.open), timeout_s=timeout_s, every_s=0.1)
 
     async def check(self) -> None:
-        """Each order has been reserved once and paid once in this order, or is overdue once; nothing is left, nothing is parked."""
+        """Each order is reserved once and paid once in this order, or is overdue once; nothing is left, nothing is parked."""
         streams: dict[str, list[Event]] = {}
         for event in await self._spine.store.read_all(0, 1_000_000):
             streams.setdefault(event.stream_id, []).append(event)
@@ -76,8 +79,16 @@ class Shop:
         assert await self._spine.pool.fetchval("SELECT count(*) FROM projection_parked") == 0
 
 
-def react(spine: Spine, name: str = "Fulfilment", *, instance: str = "", **settings: object) -> Process:
+def react(spine: Spine, name: str = "Fulfilment", *, instance: str = "", **settings: Any) -> Process:
     return spine.run.command(["react", f"tests.reactions:{name}"], group_instance_id=instance, **settings)
+
+
+async def assigned(process: Process) -> None:
+    await wait_for(lambda: "partitions assigned" in process.said, timeout_s=60)
+
+
+def took(receiver: Receiver, deliveries: int) -> bool:
+    return len(receiver.taken) > deliveries
 
 
 @asynccontextmanager
@@ -88,7 +99,7 @@ async def ordering(shop: Shop) -> AsyncIterator[None]:
     async def order() -> None:
         while not done.is_set():
             await shop.order(4)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(order())
@@ -106,7 +117,7 @@ async def test_a_process_manager_is_killed_again_and_again(spine: Spine) -> None
     async with ordering(shop):
         for number in range(_KILLS):
             victim = members[number % 2]
-            await wait_for(lambda victim=victim: "partitions assigned" in victim.said, timeout_s=60)  # type: ignore[misc]
+            await assigned(victim)
             await asyncio.sleep(chance.uniform(0.0, 0.7))
             victim.kill()
             await victim.ended()
@@ -124,10 +135,10 @@ async def test_reactions_are_rebalanced_under_load(spine: Spine) -> None:
     async with ordering(shop):
         await wait_for(shop.fulfilled, lambda seen: seen[0] > 20, timeout_s=60)
         second = react(spine)
-        await wait_for(lambda: "partitions assigned" in second.said, timeout_s=60)
+        await assigned(second)
         first.kill()
         third = react(spine)
-        await wait_for(lambda: "partitions assigned" in third.said, timeout_s=60)
+        await assigned(third)
         await second.stop()
     await shop.wait(relay, third)
     for process in (relay, third):
@@ -143,7 +154,7 @@ async def test_a_frozen_reaction_wakes_up_as_a_zombie(spine: Spine) -> None:
         await wait_for(shop.fulfilled, lambda seen: seen[0] > 20, timeout_s=60)
         zombie.freeze()
         heir = react(spine)
-        await wait_for(lambda: "partitions assigned" in heir.said, timeout_s=60)
+        await assigned(heir)
         before = (await shop.fulfilled())[0]
         await wait_for(shop.fulfilled, lambda seen: seen[0] > before + 20, timeout_s=60)
         zombie.thaw()
@@ -185,14 +196,14 @@ async def test_a_webhook_is_killed_again_and_again(spine: Spine, monkeypatch: py
         monkeypatch.setenv("WEBHOOK_URL", receiver.url)
         relay = spine.run.relay()
         process = react(spine, "hooks", instance="a")
-        async with spine.load():
-            for _ in range(4):
-                taken = len(receiver.taken)
-                await wait_for(lambda: len(receiver.taken), lambda n, taken=taken: n > taken + 5, timeout_s=60)  # type: ignore[misc]
-                await asyncio.sleep(chance.uniform(0.0, 0.5))
-                process.kill()
-                await process.ended()
-                process = react(spine, "hooks", instance="a")
+        for _ in range(4):
+            taken = len(receiver.taken)
+            await spine.append(60)
+            await wait_for(partial(took, receiver, taken + 5), timeout_s=60)
+            await asyncio.sleep(chance.uniform(0.0, 0.2))
+            process.kill()
+            await process.ended()
+            process = react(spine, "hooks", instance="a")
         expected = {str(event.event_id) for event in spine.acked}
         await wait_for(lambda: expected - {each.event["id"] for each in receiver.taken}, lambda left: not left, timeout_s=90)
         await process.stop()

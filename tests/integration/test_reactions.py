@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import UUID
 
 import asyncpg
 import msgspec
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from eventspine import (
@@ -211,6 +212,19 @@ async def test_an_event_that_fails_parks_its_stream_in_order(bench: Bench, picky
         await pay(bench, "Order-a", 5)
         await wait_for(lambda: bench.count("Parcel"), lambda n: n == 9, timeout_s=30)
     assert await parcels(bench) == {"Parcel-a": [1, 2, 3, 4, 5], "Parcel-b": [11, 13], "Parcel-c": [21, 22]}
+
+
+async def test_bytes_that_can_not_be_read_are_parked(bench: Bench, picky: type[Picky], kafka: str, topic_prefix: str) -> None:
+    await pay(bench, "Order-a", 1)
+    async with bench.reacting(picky):
+        await wait_for(lambda: bench.count("Parcel"), lambda n: n == 1, timeout_s=30)
+        headers: Any = {"ce_id": str(UUID(int=9)), "ce_globalposition": b"99", "ce_type": b"OrderPaid", "ce_subject": b"Order-z"}
+        producer = Producer({"bootstrap.servers": kafka})
+        producer.produce(f"{topic_prefix}Order", b"no avro", b"Order-z", headers=headers)
+        await asyncio.to_thread(producer.flush, 20)
+        await wait_for(lambda: bench.pool.fetchval("SELECT count(*) FROM projection_parked"), lambda n: n == 1, timeout_s=30)
+    [row] = await PostgresProjectionAdmin(bench.pool).parked("picky")
+    assert (row.stream_id, row.state, row.value, row.tries) == ("Order-z", "parked", b"no avro", 1)
 
 
 async def test_a_reaction_that_halts_and_one_that_skips(bench: Bench, picky: type[Picky]) -> None:

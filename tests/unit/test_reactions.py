@@ -47,7 +47,8 @@ def caused(event: Event, stream_id: str = "Order-7") -> Event:
 
 class NoStreams:
     async def iterate_stream(self, stream_id: str, from_version: int = 0) -> Any:
-        for event in ():
+        nothing: tuple[Event, ...] = ()
+        for event in nothing:
             yield event
 
 

@@ -264,7 +264,7 @@ CREATE TABLE scheduled_events (
 );
 
 CREATE INDEX scheduled_events_due_idx ON scheduled_events (reaction, due_at) WHERE failure IS NULL;
-CREATE INDEX scheduled_events_key_idx ON scheduled_events (reaction, key);
+CREATE INDEX scheduled_events_key_idx ON scheduled_events (reaction, key) WHERE key <> '';
 
 -- To which events a reaction has scheduled or cancelled something: the mark of both. It takes effect once, however often the event
 -- is delivered. (Where a reaction only appends, the event that it appends is the mark.)

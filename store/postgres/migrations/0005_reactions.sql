@@ -16,7 +16,7 @@ CREATE TABLE scheduled_events (
 );
 
 CREATE INDEX scheduled_events_due_idx ON scheduled_events (reaction, due_at) WHERE failure IS NULL;
-CREATE INDEX scheduled_events_key_idx ON scheduled_events (reaction, key);
+CREATE INDEX scheduled_events_key_idx ON scheduled_events (reaction, key) WHERE key <> '';
 
 CREATE TABLE reaction_marks (
     mark      uuid        NOT NULL,

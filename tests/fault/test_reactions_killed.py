@@ -99,7 +99,7 @@ async def ordering(shop: Shop) -> AsyncIterator[None]:
     async def order() -> None:
         while not done.is_set():
             await shop.order(4)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.4)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(order())

@@ -226,7 +226,7 @@ async def test_a_process_manager_given_when_then() -> None:
     begun = await reacting(Fulfilment, event_types=EVENT_TYPES).when("Order-7", placed("c", 5))
     begun.then(
         {"Fulfilment-7": [placed("reserved", 5)], "Stock-7": [paid(1)]},
-        scheduled=[("Fulfilment-7", overdue, timedelta(seconds=0.3))],
+        scheduled=[("Fulfilment-7", overdue, timedelta(seconds=300))],
     )
     assert begun.effects is not None
     assert begun.effects.scheduled[0].key == "7/deadline"  # another process's deadline is not cancelled by this one

@@ -9,17 +9,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final, Protocol
 
-from ..schemas import Event, EventType, Fenced, IntegrityError, PinnedType, StoredEvent, Unavailable
-from ..schemas.cloudevents import HeaderWriter, event_of
+from ..schemas import EventType, Fenced, IntegrityError, PinnedType, StoredEvent, Unavailable
 from ..schemas.privacy import KeyRing
 from ..schemas.retry import Backoff
 from ..schemas.upcasting import Upcaster
-from .decoding import Arrival, Decoder
+from .decoding import Decoder
 from .engine import Engine
-from .parked import Kept, Parked, read_headers, write_headers
-from .places import Item, Partition, Place
+from .places import Partition, Place
 from .projection import Projection
 from .sink import Sink
+from .stored import StoredReader
 
 __all__ = ["LOG", "EventLog", "LogConsumer", "Signal"]
 
@@ -54,7 +53,8 @@ class LogConsumer:
     """Runs one projection over the log, exactly once into the read model.
 
     One process at a time: when a second one begins, it takes over, and the first one ends. To scale, run a `Consumer`: it goes on
-    where this one has come. Not the other way round. Options and attributes are those of `Consumer`.
+    where this one has come. Not the other way round. Options and attributes are those of `Consumer`; with `to_position`, it ends
+    by itself when it has come there.
     """
 
     def __init__(
@@ -69,15 +69,17 @@ class LogConsumer:
         keys: KeyRing | None = None,
         batch_events: int = 10_000,
         give_up_after_s: float = 300.0,
+        to_position: int | None = None,
     ) -> None:
         self.state = "starting"
         self._projection = projection
         self._sink = sink
         self._log = log
         self._batch_events = batch_events
+        self._to_position = to_position
         self._backoff = Backoff(give_up_after_s=give_up_after_s)
         self._decoder = Decoder(load_event_types, event_types=event_types, upcasters=upcasters, keys=keys)
-        self._headers = HeaderWriter("/eventspine")
+        self._reader = StoredReader(projection, self._decoder)
         self._engine: Engine | None = None
         self._stop = asyncio.Event()
 
@@ -118,7 +120,7 @@ class LogConsumer:
     async def _follow(self) -> None:
         await self._sink.prepare(self._projection)
         await self._decoder.load()
-        engine = self._engine = Engine(self._projection, self._sink, keep=self._kept, read=self._read_parked)
+        engine = self._engine = Engine(self._projection, self._sink, keep=self._reader.kept, read=self._reader.parked_items)
         await engine.claim({LOG: ""})
         writing: asyncio.Task[None] | None = None
         looked_at, paused = float("-inf"), False
@@ -128,15 +130,15 @@ class LogConsumer:
                     position = engine.reached[LOG].next_offset
                     events = [] if paused else await self._log.read_stored(position, self._batch_events, _BATCH_BYTES)
                     self._check(position, events)
-                    arrivals = [self._arrived(event) for event in events]
-                    items = await self._decoder.items(arrivals, handles=self._projection.handles, read=self._event)
+                    items = await self._reader.items(LOG, events)
                     staged = engine.stage(items)
                     if writing is not None:
                         await writing
                         writing = None
                     if staged is not None:
                         writing = asyncio.create_task(engine.write(staged))
-                    if time.monotonic() - looked_at > _LOOK_EVERY_S:
+                    done = self._to_position is not None and engine.reached[LOG].next_offset >= self._to_position
+                    if done or time.monotonic() - looked_at > _LOOK_EVERY_S:
                         if writing is not None:
                             await writing
                             writing = None
@@ -146,7 +148,9 @@ class LogConsumer:
                         logger.info("consumer goes on", extra={"projection": self._projection.name})
                         self._backoff.reset()
                     self.state = "paused" if paused else "consuming"
-                    if not events:
+                    if done:
+                        self._stop.set()
+                    elif not events:
                         if writing is not None:
                             await writing
                             writing = None
@@ -165,22 +169,3 @@ class LogConsumer:
                     f"the log has position {event.global_position} where {expected} follows: events are missing; projection "
                     f"{self._projection.name} has written nothing behind position {position}"
                 )
-
-    def _arrived(self, stored: StoredEvent) -> Arrival:
-        position, categories = stored.global_position, self._projection.categories
-        event_type = stored.event_type if not categories or stored.stream_type in categories else ""  # passed over
-        return Arrival(LOG, position - 1, position, 0, event_type, stored.stream_id, stored)
-
-    def _event(self, stored: StoredEvent) -> Event:
-        return event_of(dict(self._headers.headers(stored)), self._decoder.codec.decode(stored.payload))
-
-    def _kept(self, item: Item) -> Kept:
-        stored: StoredEvent = item.raw
-        return Kept(write_headers(dict(self._headers.headers(stored))), stored.stream_id.encode(), stored.payload)
-
-    async def _read_parked(self, rows: Sequence[Parked]) -> list[Item]:
-        arrivals = [Arrival(row.partition, 0, row.position, row.late, row.event_type, row.stream_id, row) for row in rows]
-        return await self._decoder.items(arrivals, handles=self._projection.handles, read=self._kept_event)
-
-    def _kept_event(self, row: Parked) -> Event:
-        return event_of(read_headers(row.kept.headers), self._decoder.codec.decode(row.kept.value))

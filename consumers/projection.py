@@ -34,6 +34,9 @@ class Projection:
     `name` (by default the class's name in snake_case) is the Kafka group and the key of the offsets: a projection under a
     new name starts from the beginning. `categories` says which streams it reads; by default all.
 
+    `migrations` are SQL statements that lead tables from an older declaration to this one: each runs once, in order, before the
+    tables are looked at; new tables are made as declared, without them. Add to them at the end, and change none that ran.
+
     `poison` says what becomes of an event that a handler or the database refuses, or that can't be decoded: "park" sets it aside
     with all that follows in its stream, until somebody retries or discards it; "halt" ends the consumer; "skip" goes on behind
     it. Whatever is set aside is kept in the table `projection_parked`, with the reason.
@@ -41,6 +44,7 @@ class Projection:
 
     name: ClassVar[str] = ""
     categories: ClassVar[Sequence[str]] = ()
+    migrations: ClassVar[Sequence[str]] = ()
     poison: ClassVar[Literal["park", "halt", "skip"]] = "park"
     tables: ClassVar[tuple[Table, ...]] = ()
     models: ClassVar[tuple[Table | Sql, ...]] = ()
@@ -62,6 +66,11 @@ class Projection:
             raise ProjectionError(f"projection {cls.name}: `by` in @on is for process managers; leave it out")
         cls._batch_handlers = {name: value.handles_batch for name, value in members.items() if hasattr(value, "handles_batch")}
         cls._handled = frozenset(cls._handlers).union(*cls._batch_handlers.values())
+
+    @property
+    def event_types(self) -> frozenset[str]:
+        """The event types that there are handlers for."""
+        return self._handled
 
     def handles(self, event_type: str) -> bool:
         """Whether there is a handler for this event type."""

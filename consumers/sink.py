@@ -10,14 +10,15 @@ from typing import Any, Final, NamedTuple, Protocol
 import asyncpg
 
 from ..schemas import Fenced, IntegrityError, ProjectionError
-from ..schemas.postgres import Connection, load_sql, translated
+from ..schemas.postgres import Connection, load_sql, quoted, translated
 from .folding import AllRows, Folded, Refused
 from .parked import Asked, Kept, Parked
 from .places import Partition, Place
 from .postgres_table import create_sql, read_statement, row_of, write_statement
 from .projection import Projection
+from .sides import side_name
 from .sql_writer import Sql
-from .table import Key, Write
+from .table import Key, Table, Write
 
 __all__ = ["Claimed", "PostgresSink", "Sink", "Work"]
 
@@ -32,7 +33,13 @@ _UNPARK = load_sql(_SQL, "sql/unpark")
 _PARKED_STREAMS = load_sql(_SQL, "sql/parked_streams")
 _PARKED_EVENTS = load_sql(_SQL, "sql/parked_events")
 _LOOK = load_sql(_SQL, "sql/look")
+_MIGRATIONS = load_sql(_SQL, "sql/migrations")
+_MIGRATED = load_sql(_SQL, "sql/migrated")
+_SCHEMA_OF = load_sql(_SQL, "sql/schema_of")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
+# Shared: an exchange of tables, which holds it alone, finds the partitions that there are, and no new ones.
+_LOCK_CLAIM = "SELECT pg_advisory_xact_lock_shared(1702261359, hashtext($1))"
+_USE_SCHEMA = "SELECT set_config('search_path', quote_ident($1) || ', ' || current_setting('search_path'), true)"
 
 _COPY_FROM_ROWS: Final = 200
 _DATA_ERRORS: Final = ("22", "23", "44", "P0")  # data, integrity, WITH CHECK OPTION, raised by the user's own trigger
@@ -108,49 +115,109 @@ class PostgresSink:
     """Where a projection keeps its rows: any Postgres database, the store's own or another.
 
     Rows, places and parked events are one transaction. Its commit does not wait for the disk: if the server crashes, they fall
-    back together, and the records are read again.
+    back together, and the records are read again. With a `side`, it is about a copy of the tables beside the live ones.
     """
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, *, side: str = "") -> None:
         self._pool = pool
+        self._side = side
 
     async def prepare(self, projection: Projection) -> None:
-        """Create the projection's tables where they are missing.
+        """Create the projection's tables where they are missing, and migrate them.
 
         Raises:
-            ProjectionError: a table exists with other columns.
+            ProjectionError: a table exists with other columns, or a migration fails.
         """
         async with translated(), self._pool.acquire() as connection, connection.transaction():
             await connection.execute(_LOCK)  # CREATE … IF NOT EXISTS alone is not safe against itself
             await connection.execute(_SCHEMA)
-            for model in projection.models:
-                if isinstance(model, Sql):
-                    for statement in model.setup:
-                        await connection.execute(statement)
+            alike = await self._go_aside(connection, projection)
+            await self._migrate(connection, projection)
             for table in projection.tables:
-                await connection.execute(create_sql(table))
-                found = {row["column"]: row["type"] for row in await connection.fetch(_TABLE_COLUMNS, table.name)}
-                # Ask Postgres for its own names of the declared types: `int` is `integer`, `timestamptz` has a long one.
-                names = list(table.columns)
-                canonical = await connection.fetch(
-                    "SELECT format_type(t::regtype, NULL) AS type FROM unnest($1::text[]) AS t",
-                    [column_type.partition("(")[0] for column_type in table.columns.values()],
-                )
-                declared = {name: row["type"] for name, row in zip(names, canonical, strict=True)}
-                if {column: column_type.partition("(")[0] for column, column_type in found.items()} != declared:
+                await connection.execute(alike.get(table.name) or create_sql(table))
+                if not await _as_declared(connection, table):
+                    found = await _columns_of_table(connection, table)
                     raise ProjectionError(
                         f"table {table.name} exists with the columns {found}, but projection {projection.name} declares "
-                        f"{table.columns}: give the changed projection a new name and table, or build it again with "
-                        f"`eventspine projections reset {projection.name}`, having dropped the table"
+                        f"{table.columns}: build it anew beside the old one with `eventspine projections rebuild`, or lead it "
+                        "there with a statement in the projection's `migrations`"
                     )
+            async with self._only_its_own(connection, projection):
+                for model in projection.models:
+                    for statement in model.setup if isinstance(model, Sql) else ():
+                        await connection.execute(statement)
+
+    async def _go_aside(self, connection: Connection, projection: Projection) -> dict[str, str]:
+        """Let names mean tables of this side, until the end of the transaction; return what makes tables like the live ones."""
+        if not self._side:
+            return {}
+        alike = {}
+        for table in projection.tables:
+            live = await connection.fetchval(_SCHEMA_OF, table.name)
+            if live is not None and await _as_declared(connection, table):  # with the indexes that somebody gave it
+                alike[table.name] = (
+                    f"CREATE TABLE IF NOT EXISTS {quoted(table.name)} (LIKE {quoted(live)}.{quoted(table.name)} INCLUDING ALL)"
+                )
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(self._name(projection))}")
+        await self._use_side(connection, projection)
+        return alike
+
+    async def _migrate(self, connection: Connection, projection: Projection) -> None:
+        name, wanted = self._name(projection), list(projection.migrations)
+        if self._side:  # its tables are made as declared
+            await connection.execute(_MIGRATED, name, wanted)
+            return
+        applied = await connection.fetchval(_MIGRATIONS, name)
+        there = [table.name for table in projection.tables if await _columns_of_table(connection, table)]
+        if not wanted and not applied:
+            return
+        if there:
+            known = list(applied or ())
+            if known[: len(wanted)] != wanted[: len(known)]:
+                raise ProjectionError(
+                    f"projection {name}: a migration that ran was changed: it has {known}, and declares {wanted}: leave those as "
+                    "they were, and add new ones at the end"
+                )
+            for statement in wanted[len(known) :]:
+                try:
+                    await connection.execute(statement)
+                except asyncpg.PostgresError as error:
+                    raise ProjectionError(f"projection {name}: the migration {statement!r} fails: {error}") from error
+            if len(wanted) <= len(known):
+                return
+        await connection.execute(_MIGRATED, name, wanted)
+
+    @asynccontextmanager
+    async def _only_its_own(self, connection: Connection, projection: Projection) -> AsyncIterator[None]:
+        """Let names of somebody's own SQL mean nothing but this side's tables, if it is not the live one: to the end of the
+        transaction. What is not made by `Sql(…)` would be the live one's, and is rather not found."""
+        if not self._side:
+            yield
+            return
+        await connection.execute("SELECT set_config('search_path', quote_ident($1), true)", self._name(projection))
+        try:
+            yield
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedObjectError) as error:
+            raise ProjectionError(
+                f"projection {projection.name}: {error}: while it is rebuilt, its own SQL finds only what the statements in "
+                "Sql(…) make, so that it can't write to the live tables: make it there, or write schema.name"
+            ) from error
+
+    async def _use_side(self, connection: Connection, projection: Projection) -> None:
+        if self._side:
+            await connection.execute(_USE_SCHEMA, self._name(projection))
+
+    def _name(self, projection: Projection) -> str:
+        return side_name(projection.name, self._side)
 
     async def claim(self, projection: Projection, partitions: Mapping[Partition, str]) -> Claimed:
         """Become the owner of partitions and learn how far each has come. Older owners can't commit after this."""
-        topics, numbers = [each.topic for each in partitions], [each.number for each in partitions]
+        topics, numbers, name = [each.topic for each in partitions], [each.number for each in partitions], self._name(projection)
         async with translated(), self._pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(_CLAIM, projection.name, topics, numbers, list(partitions.values()))
+            await connection.execute(_LOCK_CLAIM, name)
+            rows = await connection.fetch(_CLAIM, name, topics, numbers, list(partitions.values()))
             # Behind the claim: who owned partitions before, of either source, can't park or write any more.
-            sources, from_log = await connection.fetchrow(_SOURCES, projection.name), "" in topics
+            sources, from_log = await connection.fetchrow(_SOURCES, name), "" in topics
             assert sources is not None
             if from_log and sources["on_kafka"]:
                 raise ProjectionError(
@@ -162,7 +229,7 @@ class PostgresSink:
                     f"projection {projection.name} was read from the log, and has parked events from there: retry or discard "
                     "them with --source log first; from Kafka, what follows in their streams would pass them"
                 )
-            parked = await connection.fetch(_PARKED_STREAMS, projection.name, topics, numbers)
+            parked = await connection.fetch(_PARKED_STREAMS, name, topics, numbers)
         claimed = Claimed({}, {})
         for topic, number, topic_id, *place in rows:
             partition = Partition(topic, number)
@@ -187,6 +254,7 @@ class PostgresSink:
         """
         async with translated(), self._pool.acquire() as connection, _refusing(), connection.transaction():
             await self._advance(connection, projection, work)
+            await self._use_side(connection, projection)
             folded = work.folded
             rows: dict[str, dict[Key, dict[str, Any] | None]] = {table.name: {} for table in projection.tables}
             while folded.missing:
@@ -199,14 +267,17 @@ class PostgresSink:
                 folded = work.fold(rows)
             for write in folded.writes:
                 await _write(connection, write)
-            for sql, calls in _grouped(folded.statements):
-                await connection.executemany(sql, calls)
             if work.settled:
-                topics, numbers = [each.topic for each, _ in work.settled], [each.number for each, _ in work.settled]
-                await connection.execute(_UNPARK, projection.name, topics, numbers, [position for _, position in work.settled])
+                partitions, positions = zip(*work.settled, strict=True)
+                topics, numbers = [each.topic for each in partitions], [each.number for each in partitions]
+                await connection.execute(_UNPARK, self._name(projection), topics, numbers, list(positions))
             parked = work.park(folded)
             if parked:
-                await connection.execute(_PARK, projection.name, *_columns_of(parked))
+                await connection.execute(_PARK, self._name(projection), *_columns_of(parked))
+            if folded.statements:
+                async with self._only_its_own(connection, projection):
+                    for sql, calls in _grouped(folded.statements):
+                        await connection.executemany(sql, calls)
         return folded
 
     async def _advance(self, connection: Connection, projection: Projection, work: Work) -> None:
@@ -214,7 +285,7 @@ class PostgresSink:
         before, after = [work.before[each] for each in partitions], [work.after[each] for each in partitions]
         moved = await connection.fetch(
             _ADVANCE,
-            projection.name,
+            self._name(projection),
             [partition.topic for partition in partitions],
             [partition.number for partition in partitions],
             [place.epoch for place in before],
@@ -231,7 +302,9 @@ class PostgresSink:
         """Return what somebody asks of the projection."""
         topics, numbers = [each.topic for each in places], [each.number for each in places]
         async with translated():
-            rows = await self._pool.fetch(_LOOK, projection.name, topics, numbers, [place.epoch for place in places.values()])
+            rows = await self._pool.fetch(
+                _LOOK, self._name(projection), topics, numbers, [place.epoch for place in places.values()]
+            )
         if any(row["fenced"] for row in rows):
             raise Fenced(f"projection {projection.name}: another consumer owns a partition of ours now, or it begins anew")
         asked = [Asked(Partition(row["topic"], row["partition"]), row["stream_id"], row["asked"]) for row in rows if row["asked"]]
@@ -240,11 +313,27 @@ class PostgresSink:
     async def parked_events(self, projection: Projection, partition: Partition, stream_id: str) -> list[Parked]:
         """Return what is set aside of a stream, in order."""
         async with translated():
-            rows = await self._pool.fetch(_PARKED_EVENTS, projection.name, partition.topic, partition.number, stream_id)
+            rows = await self._pool.fetch(_PARKED_EVENTS, self._name(projection), partition.topic, partition.number, stream_id)
         return [
             Parked(partition, position, late, stream, event_type, state, reason, tries, Kept(*kept))
             for position, late, stream, event_type, state, reason, tries, *kept in map(tuple, rows)
         ]
+
+
+async def _columns_of_table(connection: Connection, table: Table) -> dict[str, str]:
+    """Return the types of the columns that a table has; nothing if there is none."""
+    return {row["column"]: row["type"] for row in await connection.fetch(_TABLE_COLUMNS, table.name)}
+
+
+async def _as_declared(connection: Connection, table: Table) -> bool:
+    found = await _columns_of_table(connection, table)
+    # Ask Postgres for its own names of the declared types: `int` is `integer`, `timestamptz` has a long one.
+    canonical = await connection.fetch(
+        "SELECT format_type(t::regtype, NULL) AS type FROM unnest($1::text[]) AS t",
+        [column_type.partition("(")[0] for column_type in table.columns.values()],
+    )
+    declared = {name: row["type"] for name, row in zip(table.columns, canonical, strict=True)}
+    return {column: column_type.partition("(")[0] for column, column_type in found.items()} == declared
 
 
 @asynccontextmanager

@@ -217,7 +217,7 @@ def consume(
 
 async def _supervise(settings: Settings, model: Projection, processes: int) -> int:
     """Run several processes, and show what they do together."""
-    supervisor = Supervisor(own_arguments(), processes)
+    supervisor = Supervisor([own_arguments()] * processes)
     async with open_admin(settings.need_read_model()) as admin:
 
         async def look() -> dict[str, object]:

@@ -10,6 +10,7 @@ import typer
 from confluent_kafka.admin import AdminClient
 from rich.table import Table as ScreenTable
 
+from .cli_rebuild import add_commands
 from .consumers.admin import ParkedEvent, ProjectionAdmin, ProjectionPlace
 from .consumers.parked import read_headers
 from .projection_module import load_projection
@@ -23,6 +24,7 @@ __all__ = ["projections_app"]
 
 projections_app = typer.Typer(no_args_is_help=True, help="Look after projections.")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that a projection could not apply, and those behind them.")
+add_commands(projections_app)
 projections_app.add_typer(parked_app, name="parked")
 
 Result = TypeVar("Result")

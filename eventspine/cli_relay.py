@@ -137,7 +137,7 @@ async def _collect_cycles() -> None:
 
 async def _supervise(settings: Settings, processes: int) -> int:
     """Run several processes, and show what they do together."""
-    supervisor = Supervisor(own_arguments(), processes)
+    supervisor = Supervisor([own_arguments()] * processes)
     async with open_pool(settings.need_postgres(), max_connections=1) as pool:
         state = _state(settings, pool)
         if settings.relay_shards == 0:

@@ -12,7 +12,7 @@ from .schemas import Unavailable
 from .schemas.kafka import KafkaAccess, check_login
 from .terminal import messages
 
-__all__ = ["logged_in", "until_signalled"]
+__all__ = ["logged_in", "signalled", "until_signalled"]
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -38,11 +38,16 @@ async def until_signalled(
     run: Run, stop: Callable[[], None], title: str, look: Callable[[], Awaitable[dict[str, object]]], *, quiet: bool = False
 ) -> None:
     """Run until SIGINT or SIGTERM asks for the end, showing how it goes. The batch under way is finished."""
+    if quiet:
+        await signalled(run, stop)
+        return
+    await signalled(lambda: show_while(run(), title, look, messages), stop)
+    show_state(title, await look(), messages)
+
+
+async def signalled(run: Run, stop: Callable[[], None]) -> None:
+    """Run; SIGINT and SIGTERM ask for the end."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    if quiet:
-        await run()
-        return
-    await show_while(run(), title, look, messages)
-    show_state(title, await look(), messages)
+    await run()

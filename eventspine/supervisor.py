@@ -19,18 +19,24 @@ SUPERVISED = "EVENTSPINE_SUPERVISED"
 
 
 class Supervisor:
-    """Runs `python -m eventspine …` several times, until asked to stop or until one ends by itself with an error.
+    """Runs `python -m eventspine …` several times, until asked to stop or until one ends by itself.
 
+    `arguments` are those of each child. Where they `end`, that is by themselves when their work is done, the others go on.
     The children's standard input is a pipe that ends with this process: should it be killed, they stop.
     """
 
-    def __init__(self, arguments: Sequence[str], processes: int) -> None:
+    def __init__(self, arguments: Sequence[Sequence[str]], *, end: bool = False) -> None:
         self.exit_code = 0
         self.alive = 0
         self._arguments = arguments
-        self._processes = processes
+        self._end = end
         self._children: dict[int, asyncio.subprocess.Process] = {}
         self._stop = asyncio.Event()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to stop, or one ended by itself with an error."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         self._stop.set()
@@ -40,15 +46,15 @@ class Supervisor:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self._processes):
-                tasks.create_task(self._keep_running(number))
+            for number, arguments in enumerate(self._arguments):
+                tasks.create_task(self._keep_running(number, arguments))
 
-    async def _keep_running(self, number: int) -> None:
+    async def _keep_running(self, number: int, arguments: Sequence[str]) -> None:
         backoff = Backoff(first_s=0.5, most_s=30.0, give_up_after_s=float("inf"))
         while not self._stop.is_set():
             child = self._children[number] = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *["-m", "eventspine", *self._arguments],
+                *["-m", "eventspine", *arguments],
                 stdin=asyncio.subprocess.PIPE,
                 env=os.environ | {SUPERVISED: "1"},
             )
@@ -59,6 +65,8 @@ class Supervisor:
             self.alive -= 1
             if self._stop.is_set():
                 self.exit_code = max(self.exit_code, code)
+            elif code == 0 and self._end:
+                return
             elif code >= 0:  # it said why
                 self.exit_code = code
                 self.stop()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from ..schemas.cloudevents import Header
+from ..schemas.partition import partition_of
 from .cursor import Cursor
-from .partition import partition_of
 from .publisher import Record
 from .router import Misrouted, Routed
 from .source import Stored

@@ -17,10 +17,10 @@ from confluent_kafka.admin._topic import TopicDescription
 
 from ..schemas import SettingsError, StoredEvent, Unavailable
 from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translated_kafka
+from ..schemas.partition import partition_of
 from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
 from .heal import repairing
-from .partition import partition_of
 from .publisher import Record, TransactionalPublisher, publishing
 from .reached import read_reached
 from .replay import Republished, republish

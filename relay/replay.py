@@ -11,10 +11,10 @@ from confluent_kafka.admin import AdminClient
 
 from ..schemas import EventspineError, IntegrityError, SettingsError, StoredEvent, Unavailable
 from ..schemas.kafka import KafkaAccess, client_settings, translated_kafka
+from ..schemas.partition import partition_of
 from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
-from .partition import partition_of
 from .publisher import Record, TransactionalPublisher, publishing
 from .router import Router
 from .tails import read_tails

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ..schemas import SettingsError, StoredEvent
 from ..schemas.kafka import KafkaAccess
+from ..schemas.partition import partition_of
 from ..store.postgres.log import PostgresLog
 from .compare import LookUp, Walk
 from .compared import FAULTS, Expected, Finding, Positions
-from .partition import partition_of
 from .reached import Reached, read_reached
 from .router import Router
 from .state import RelayState

@@ -24,9 +24,12 @@ __all__ = [
     "check_tags",
     "data_of",
     "normalise_metadata",
+    "recorded",
     "rfc3339",
     "rfc3339_now",
 ]
+
+_read_json = msgspec.json.Decoder(dict[str, Any])
 
 _STREAM_ID = re.compile(r"(?P<category>[A-Za-z_][A-Za-z0-9_.]*)-(?P<id>[^\x00-\x1f\x7f]+)")
 _MAX_STREAM_ID_CHARS = 400
@@ -138,6 +141,21 @@ class StoredEvent(NamedTuple):
     payload: bytes
     created_at: datetime
     metadata: str
+
+
+def recorded(stored: StoredEvent, data: Mapping[str, Any]) -> Event:
+    """Return the event that is stored so, with its data decoded. Its tags stay in the store."""
+    return Event(
+        event_type=stored.event_type,
+        data=data,
+        metadata=_read_json.decode(stored.metadata),
+        event_id=UUID(stored.event_id),
+        stream_id=stored.stream_id,
+        schema_version=stored.schema_version,
+        version=stored.version,
+        global_position=stored.global_position,
+        created_at=stored.created_at,
+    )
 
 
 def data_of(instance: Any) -> dict[str, Any]:

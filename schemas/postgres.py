@@ -13,7 +13,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from .errors import EventspineError, SettingsError, Unavailable
 
-__all__ = ["Connection", "PgBouncerConnection", "learn_types", "load_sql", "translated"]
+__all__ = ["Connection", "PgBouncerConnection", "learn_types", "load_sql", "quoted", "translated"]
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """A connection, one's own or borrowed from a pool."""
@@ -63,6 +63,11 @@ class PgBouncerConnection(asyncpg.Connection):
 def load_sql(package: str, name: str) -> str:
     """Return the text of `name`.sql, which stands in the folder of `package`."""
     return files(package).joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 async def learn_types(connection: asyncpg.Connection) -> None:

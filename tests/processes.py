@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,12 @@ class Process:
 
     def thaw(self) -> None:
         self.popen.send_signal(signal.SIGCONT)
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that it has started, as long as they run."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.popen.pid).children()
+        return []
 
     @property
     def said(self) -> str:

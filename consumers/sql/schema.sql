@@ -49,8 +49,17 @@ CREATE TABLE IF NOT EXISTS projection_parked (       -- events that were set asi
 
 CREATE INDEX IF NOT EXISTS projection_parked_asked ON projection_parked (projection) WHERE asked IS NOT NULL;
 
-CREATE TABLE IF NOT EXISTS projections (             -- what is asked of a projection
+CREATE TABLE IF NOT EXISTS projections (             -- what is asked of a projection, and what was done to its tables
     projection text    NOT NULL,
     paused     boolean NOT NULL DEFAULT false,
+    migrations text[]  NOT NULL DEFAULT '{}',        -- those that its tables have, in order
     CONSTRAINT projections_pkey PRIMARY KEY (projection)
 );
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'projections'::regclass AND attname = 'migrations' AND NOT attisdropped) THEN
+        ALTER TABLE projections ADD COLUMN IF NOT EXISTS migrations text[] NOT NULL DEFAULT '{}';
+    END IF;
+END
+$$;

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SQL = "eventspine.store.postgres"
 _READ_STORED = load_sql(_SQL, "sql/read_stored")
+_READ_PART = load_sql(_SQL, "sql/read_part")
 _LAST_POSITION = load_sql(_SQL, "sql/last_position")
 _EVENT_ID_AT = load_sql(_SQL, "sql/event_id_at")
 _CATEGORIES_OF_TYPES = load_sql(_SQL, "sql/categories_of_types")
@@ -88,6 +89,29 @@ class PostgresLog:
         async with translated():
             rows = await self._pool.fetch(_READ_STORED, from_position, from_position + limit, max_bytes)
         return [StoredEvent(*row) for row in rows]
+
+    async def read_part(
+        self,
+        from_position: int,
+        to_position: int,
+        *,
+        part: int,
+        parts: int,
+        categories: Sequence[str],
+        event_types: Sequence[str],
+        max_bytes: int,
+    ) -> tuple[list[StoredEvent], int]:
+        """Return the events of one part of all streams, in order, and the position up to which that is all.
+
+        Streams are shared among `parts` by a hash of their ids. Without `categories`, all are meant. Ends behind the event with
+        which the payloads together exceed `max_bytes`.
+        """
+        wanted = list(categories) or None, list(event_types)
+        async with translated():
+            rows = await self._pool.fetch(_READ_PART, from_position, to_position, part, parts, *wanted, max_bytes)
+        events = list(map(StoredEvent._make, rows))
+        full = sum(len(event.payload) for event in events) > max_bytes
+        return events, events[-1].global_position if full else to_position
 
     async def read_following(self, position: int, limit: int, max_bytes: int) -> tuple[str | None, list[StoredEvent]]:
         """Return the id of the event at a position (None: the log ends before), and what follows it, as `read_stored` does.

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from eventspine import Consumer, Event, IntegrityError, PostgresEventStore, PostgresSink, Relay
+from eventspine import Consumer, Event, IntegrityError, PostgresEventStore, PostgresSink, Projection, Relay
 from eventspine.relay.topics import TopicSettings
 from tests.event_types import placed
 from tests.oracle import check_read_model, check_topics, read_committed
@@ -42,9 +42,11 @@ async def consuming(store: PostgresEventStore, pool: asyncpg.Pool, kafka: str, p
         await running
 
 
-def make_consumer(store: PostgresEventStore, pool: asyncpg.Pool, kafka: str, prefix: str) -> Consumer:
+def make_consumer(
+    store: PostgresEventStore, pool: asyncpg.Pool, kafka: str, prefix: str, projection: Projection | None = None
+) -> Consumer:
     sink = PostgresSink(pool)
-    return Consumer(OrderTotals(), sink, kafka, load_event_types=store.log.pinned_types, topic_prefix=prefix)
+    return Consumer(projection or OrderTotals(), sink, kafka, load_event_types=store.log.pinned_types, topic_prefix=prefix)
 
 
 async def applied(consumer: Consumer, events: int) -> None:

@@ -12,11 +12,11 @@ import pytest
 from eventspine import DecodeError, Event, IntegrityError, SettingsError, Unavailable
 from eventspine.relay.batch import BEHIND_PARKED, Batch, Unknown, build_batch, late_headers
 from eventspine.relay.cursor import START, Cursor, begin, check_history, check_link, next_cursor
-from eventspine.relay.partition import partition_of
 from eventspine.relay.router import Misrouted, Routed, check_options
 from eventspine.relay.state import Parked, PinnedTopic, fair_share, stale_topics, surplus
 from eventspine.schemas import StoredEvent
 from eventspine.schemas.cloudevents import HeaderWriter, event_of
+from eventspine.schemas.partition import partition_of
 from eventspine.store.postgres.outbox import TRIMMED
 
 _ID = "0192d5a0-0000-7000-8000-000000000001"

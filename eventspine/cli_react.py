@@ -78,7 +78,7 @@ def react(
 
 async def _supervise(settings: Settings, reaction: Reaction, processes: int) -> int:
     """Run several processes, and show what they do together."""
-    supervisor = Supervisor(own_arguments(), processes)
+    supervisor = Supervisor([own_arguments()] * processes)
     async with open_admin(settings.need_read_model()) as admin:
 
         async def look() -> dict[str, object]:

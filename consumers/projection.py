@@ -62,6 +62,8 @@ class Projection:
         cls.models = tuple(value for value in members.values() if isinstance(value, (Table, Sql)))
         cls.tables = tuple(value for value in cls.models if isinstance(value, Table))
         cls._handlers = handlers_of(cls, ProjectionError)
+        if handlers_of(cls, ProjectionError, kind="reacts"):
+            raise ProjectionError(f"projection {cls.name}: `by` in @on is for process managers; leave it out")
         cls._batch_handlers = {name: value.handles_batch for name, value in members.items() if hasattr(value, "handles_batch")}
         cls._handled = frozenset(cls._handlers).union(*cls._batch_handlers.values())
 

@@ -20,6 +20,7 @@ from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
 from .cli_projections import projections_app
+from .cli_react import react
 from .cli_registry import registry_app
 from .cli_relay import relay_app
 from .cli_schema import schema_app
@@ -56,6 +57,7 @@ for name, group in [
     ("registry", registry_app),
 ]:
     app.add_typer(group, name=name)
+app.command("react")(react)
 
 PostgresDsn = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
 KafkaBootstrap = Annotated[str | None, typer.Option(help="host:port of Kafka brokers")]
@@ -76,6 +78,7 @@ def options(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # its chatter about brokers that come and go: ours says it once
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, which can hold a secret
     flags = {"postgres_dsn": postgres_dsn, "kafka_bootstrap": kafka_bootstrap, "topic_prefix": topic_prefix, "folder": folder}
     settings = load_settings(flags, os.environ, config)
     if not (settings.postgres_dsn and settings.kafka_bootstrap):

@@ -19,6 +19,7 @@ from .consumers.differences import TableDifferences
 from .consumers.places import Partition
 from .consumers.rebuild import Rebuild
 from .projection_module import load_projection
+from .read_model import in_postgres
 from .running import signalled
 from .schema_module import load_schema_module
 from .schemas import SettingsError, category_of
@@ -209,6 +210,8 @@ def drop(
 
 @asynccontextmanager
 async def _rebuild_of(settings: Settings, model: Projection) -> AsyncIterator[Rebuild]:
+    if not in_postgres(settings.need_read_model()):
+        raise SettingsError("tables are rebuilt beside live ones in Postgres only; elsewhere, `projections reset` begins anew")
     declared = load_schema_module(settings.schema_modules())
     async with (
         open_pool(settings.need_postgres(), max_connections=3) as events,

@@ -130,5 +130,7 @@ def _extra_of(dsn: str) -> str:
     """
     extra, packages = _EXTRAS.get(urlsplit(dsn).scheme, ("", ()))
     if not all(map(find_spec, packages)):
-        raise SettingsError(f'a read model behind {urlsplit(dsn).scheme}:// needs more packages: pip install "eventspine[{extra}]"')
+        raise SettingsError(
+            f'a read model behind {urlsplit(dsn).scheme}:// needs more packages: pip install "eventspine[{extra}]"'
+        )
     return extra

@@ -2,20 +2,29 @@
 
 given(order_decider, placed, paid).when(ShipOrder("7", "post")).then(shipped)
 given(Order, placed).when(lambda order: order.pay(499)).raises(Refused, match="costs 500")
+
+And of reactions: given what streams hold, when an event of a stream comes, then this is recorded.
+
+reacted = await reacting(Shipping, {"Shipping-7": [begun]}).when("Order-7", paid)
+reacted.then({"Shipping-7": [sent]}, cancelled=["overdue"])
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from .consumers import Context
+from .consumers.reactions import Reaction, reaction_of
 from .schemas import Codec, Event, EventType, PinnedType, Upcaster
 from .store import Aggregate, Decider
+from .store.postgres import Effects
 
-__all__ = ["Given", "Outcome", "given"]
+__all__ = ["Given", "GivenStreams", "Outcome", "Reacted", "given", "reacting"]
 
 Command = TypeVar("Command")
 AnyAggregate = TypeVar("AnyAggregate", bound=Aggregate)
@@ -76,11 +85,7 @@ def given(
     Give `event_types` to validate what is given and what happens against the schemas, as `append` does, and to read what is given
     in an older `schema_version` in today's shape, by `upcasters` too.
     """
-    codec = None
-    if event_types:
-        codec = Codec()
-        pinned = [PinnedType(number, event_type) for number, event_type in enumerate(event_types, 1)]
-        codec.add(pinned, declared=event_types, upcasters=upcasters)
+    codec = _codec_of(event_types, upcasters)
     stream_id = f"{rules.stream_type}-{id}"
     history = [msgspec.structs.replace(event, stream_id=stream_id, version=n) for n, event in enumerate(events, 1)]
     _check(codec, history)
@@ -99,6 +104,99 @@ def given(
         return aggregate.pending
 
     return Given(run, codec)
+
+
+class Reacted:
+    """What a reaction came to: what it would record, or an error."""
+
+    def __init__(self, effects: Effects | None, scope: str, error: Exception | None) -> None:
+        self.effects = effects
+        self.error = error
+        self._scope = scope
+
+    def then(
+        self,
+        appended: Mapping[str, Sequence[Event]] | None = None,
+        *,
+        scheduled: Sequence[tuple[str, Event, datetime | timedelta]] = (),
+        cancelled: Sequence[str] = (),
+    ) -> None:
+        """Assert that just this is recorded: events by stream, scheduled ones with stream and time, cancelled keys."""
+        if self.effects is None:
+            raise AssertionError(f"it failed: {self.error!r}") from self.error
+        happened = {
+            "appended": {each.stream_id: list(map(_facts, each.events)) for each in self.effects.appends},
+            "scheduled": [(each.stream_id, _facts(each.event), each.at or each.after) for each in self.effects.scheduled],
+            "cancelled": [key.removeprefix(self._scope) for key in self.effects.cancelled],
+        }
+        expected = {
+            "appended": {stream: list(map(_facts, events)) for stream, events in (appended or {}).items()},
+            "scheduled": [(stream, _facts(event), when) for stream, event, when in scheduled],
+            "cancelled": list(cancelled),
+        }
+        if happened != expected:
+            raise AssertionError(f"something else is recorded\nrecorded: {happened}\nexpected: {expected}")
+
+    def raises(self, error: type[Exception], *, match: str = "") -> None:
+        """Assert that the handler failed with this error; `match` is a regular expression that its text contains."""
+        if self.error is None:
+            raise AssertionError(f"it did not fail; recorded: {self.effects}")
+        if not isinstance(self.error, error) or not re.search(match, str(self.error)):
+            raise AssertionError(f"it failed with {self.error!r}, not with {error.__name__} matching {match!r}") from self.error
+
+
+class GivenStreams:
+    """Streams, and the reaction that may read them."""
+
+    def __init__(self, reaction: Reaction, streams: Mapping[str, Sequence[Event]], codec: Codec | None) -> None:
+        self._reaction = reaction
+        self._streams = streams
+        self._codec = codec
+
+    async def when(self, stream_id: str, event: Event) -> Reacted:
+        """Deliver an event of a stream. With event types, an event that `append` would refuse is an error here as well."""
+        _check(self._codec, [event])
+        before = len(self._streams.get(stream_id, ()))
+        position = sum(map(len, self._streams.values())) + 1
+        recorded = msgspec.structs.replace(
+            event, stream_id=stream_id, version=before + 1, global_position=position, created_at=datetime.now(UTC)
+        )
+        context = Context(self._reaction.name, recorded, self)
+        try:
+            if self._reaction.handles(event.event_type):
+                await self._reaction.react(recorded, context)
+        except Exception as error:
+            return Reacted(None, "", error)
+        effects = context.effects()
+        for append in effects.appends:
+            _check(self._codec, append.events)
+        _check(self._codec, [each.event for each in effects.scheduled])
+        return Reacted(effects, context.scope, None)
+
+    async def iterate_stream(self, stream_id: str, from_version: int = 0) -> AsyncIterator[Event]:
+        """Yield what is given of a stream."""
+        for version, event in enumerate(self._streams.get(stream_id, ()), 1):
+            if version >= from_version:
+                yield msgspec.structs.replace(event, stream_id=stream_id, version=version)
+
+
+def reacting(
+    reaction: Any, streams: Mapping[str, Sequence[Event]] | None = None, *, event_types: Sequence[EventType] = ()
+) -> GivenStreams:
+    """Begin a test of a reaction: a class of `Reactions` or `ProcessManager`, or an object. `streams` hold what happened so far.
+
+    Give `event_types` to validate what is delivered and what is recorded against the schemas, as `append` does.
+    """
+    return GivenStreams(reaction_of(reaction), streams or {}, _codec_of(event_types, ()))
+
+
+def _codec_of(event_types: Sequence[EventType], upcasters: Sequence[Upcaster]) -> Codec | None:
+    if not event_types:
+        return None
+    codec = Codec()
+    pinned = [PinnedType(number, event_type) for number, event_type in enumerate(event_types, 1)]
+    codec.add(pinned, declared=event_types, upcasters=upcasters)
+    return codec
 
 
 def _check(codec: Codec | None, events: Sequence[Event]) -> None:

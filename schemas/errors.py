@@ -12,6 +12,8 @@
     ├── Fenced                another process took over this work: stop
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
+    ├── ReactionError         a reaction's code is wrong, or it is to halt
+    ├── Undelivered           what a reaction does outside the store was not taken; raised by reactions
     ├── StaleReadModel        a read model did not come as far as asked in time: wait longer, or show what is there
     │   └── EventSetAside     waiting is in vain: the event is parked, or waits behind one that is
     ├── SettingsError         a setting is missing or makes no sense
@@ -37,10 +39,12 @@ __all__ = [
     "InvalidEvent",
     "LocalStackError",
     "ProjectionError",
+    "ReactionError",
     "SchemaError",
     "SettingsError",
     "StaleReadModel",
     "Unavailable",
+    "Undelivered",
     "UnknownEventType",
 ]
 
@@ -185,6 +189,23 @@ class EventSetAside(StaleReadModel):
         self.stream_id = stream_id
         self.by = by
         self.reason = reason
+
+
+class ReactionError(EventspineError):
+    """Report that a reaction's code is wrong, or that an event failed whose reaction is to halt then."""
+
+
+class Undelivered(EventspineError):
+    """Report that an effect outside the store was not taken. A reaction raises it to say what is worth another try.
+
+    Attributes: `final`, whether another try is in vain: the event is then parked at once; `retry_after_s`, how long the other
+    side asks to wait, None if it says nothing.
+    """
+
+    def __init__(self, reason: str, *, final: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.final = final
+        self.retry_after_s = retry_after_s
 
 
 class SettingsError(EventspineError, ValueError):

@@ -254,6 +254,35 @@ CREATE TABLE outbox_relay (
     CONSTRAINT outbox_relay_one_check CHECK (one)
 );
 
+-- Events that reactions have scheduled, until they are appended or cancelled.
+CREATE TABLE scheduled_events (
+    id             uuid        NOT NULL,            -- of the event, also in the log later
+    reaction       text        NOT NULL,
+    key            text        NOT NULL,            -- by which the reaction can cancel it; '' = it can't
+    due_at         timestamptz NOT NULL,
+    stream_id      text        NOT NULL,
+    event_type     text        NOT NULL,
+    schema_version integer     NOT NULL,
+    payload        bytea       NOT NULL,
+    metadata       jsonb       NOT NULL,
+    tags           text[],
+    failure        text,                            -- why it could not be appended: it waits until this is NULL again
+    scheduled_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT scheduled_events_pkey PRIMARY KEY (id)
+);
+
+CREATE INDEX scheduled_events_due_idx ON scheduled_events (reaction, due_at) WHERE failure IS NULL;
+CREATE INDEX scheduled_events_key_idx ON scheduled_events (reaction, key) WHERE key <> '';
+
+-- To which events a reaction has scheduled or cancelled something: the mark of both. It takes effect once, however often the event
+-- is delivered. (Where a reaction only appends, the event that it appends is the mark.)
+CREATE TABLE reaction_marks (
+    mark      uuid        NOT NULL,                 -- also the id of the reaction's first event, if it appends any
+    reaction  text        NOT NULL,
+    marked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT reaction_marks_pkey PRIMARY KEY (mark)
+);
+
 -- The second wall behind the missing grants: nobody changes history, not even the owner of the table.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -20,7 +20,7 @@ from ...schemas import (
     Unavailable,
     UnknownEventType,
 )
-from ...schemas.codec import Codec, UnknownSchemaId
+from ...schemas.codec import Codec, Encoded, UnknownSchemaId
 from ...schemas.compatibility import Level
 from ...schemas.event import rfc3339_now
 from ...schemas.pins import load_pinned_types, register_event_types
@@ -36,6 +36,7 @@ from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_o
 from .bulk import Imported, import_events
 from .log import PostgresLog
 from .outbox import PostgresOutbox
+from .reactions import PostgresReactions
 from .subscription import Following, PostgresSubscription
 
 __all__ = ["PostgresEventStore"]
@@ -94,6 +95,7 @@ class PostgresEventStore:
         self._registry = registry
         self.log = PostgresLog(pool, registry=registry)
         self.outbox = PostgresOutbox(pool, max_message_bytes=max_event_bytes)
+        self.reactions = PostgresReactions(self, self._encoded)
         self.pool = self._pool = pool
         self._codec = Codec()
         self._keys = KeyRing(pool, keep_s=keep_keys_s)
@@ -189,12 +191,7 @@ class PostgresEventStore:
         Raises:
             InvalidEvent: the data does not fit, the type is unknown, or it has personal fields, which nothing would encrypt here.
         """
-        if not self._codec.knows(event_type, schema_version):
-            await self._load_types()
-        known = self._codec.event_type(event_type, schema_version)
-        if known is not None and known.personal:
-            raise InvalidEvent("it has personal fields: send a type without them, or append an event", event_type=event_type)
-        return self._codec.encode(event_type, schema_version, data).payload
+        return (await self._encoded(event_type, schema_version, data)).payload
 
     async def import_events(
         self,
@@ -275,8 +272,14 @@ class PostgresEventStore:
         """Drop a person's key from memory, so that the next read asks for it again."""
         self._keys.forget(subject)
 
-    async def read_rows(self, statement: str, *parameters: Any, as_written: bool = False) -> list[Event]:
+    async def read_rows(
+        self, statement: str, *parameters: Any, as_written: bool = False, connection: Connection | None = None
+    ) -> list[Event]:
         """Return the events that a statement of ours selects, in the columns and the order of sql/read_all.sql."""
+        if connection is not None:
+            async with translated():
+                rows = await connection.fetch(statement, *parameters)
+            return await self._events(rows, connection, as_written=as_written)
         return await self._patiently(partial(self._read_once, statement, *parameters, as_written=as_written))
 
     async def last_position(self) -> int:
@@ -381,6 +384,14 @@ class PostgresEventStore:
         if self._codec.holds_personal:
             copies = [await self._reveal(each, connection) for each in copies]
         return copies if self._as_written else [self._codec.upcast(each) for each in copies]
+
+    async def _encoded(self, event_type: str, schema_version: int, data: Mapping[str, Any]) -> Encoded:
+        if not self._codec.knows(event_type, schema_version):
+            await self._load_types()
+        known = self._codec.event_type(event_type, schema_version)
+        if known is not None and known.personal:
+            raise InvalidEvent("it has personal fields: send a type without them, or append an event", event_type=event_type)
+        return self._codec.encode(event_type, schema_version, data)
 
     # With the caller's connection, nothing here asks the pool for another one: callers may hold all of them.
 

@@ -12,6 +12,7 @@ import pytest
 from eventspine import Event, PostgresSink, Projection, Table
 from eventspine.consumers.admin import ProjectionAdmin
 from eventspine.consumers.engine import Engine
+from eventspine.consumers.opensearch_client import open_opensearch
 from eventspine.consumers.parked import Kept, Parked
 from eventspine.consumers.places import Item, Partition, Place
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
@@ -21,6 +22,7 @@ from eventspine.consumers.redis_client import open_redis
 from eventspine.consumers.redis_sink import RedisSink
 from eventspine.consumers.redis_table import RedisTable
 from eventspine.consumers.sink import Sink
+from tests.opensearch import OpenSearchReadModel, wipe
 
 P0, P1 = Partition("events.Order", 0), Partition("events.Order", 1)
 
@@ -107,6 +109,15 @@ async def redis_model(redis_service: Any) -> AsyncIterator[ReadModel]:
         client: Any = await stack.enter_async_context(open_redis(redis_service.endpoint))
         await client.flushall()
         yield RedisReadModel(redis_service.endpoint, client, stack)
+
+
+@pytest.fixture
+async def opensearch_model(opensearch: Any) -> AsyncIterator[ReadModel]:
+    async with open_opensearch(opensearch.dsn) as server:
+        await wipe(server)
+        model = OpenSearchReadModel(server)
+        await model.admin.prepare()
+        yield model
 
 
 class Run:

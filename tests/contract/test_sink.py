@@ -19,9 +19,9 @@ from eventspine.consumers.log_consumer import LOG
 from eventspine.consumers.places import Place
 from eventspine.consumers.sink import Work
 from eventspine.schemas import SettingsError
-from tests.contract.sinks import P0, P1, ReadModel, Run, postgres_model, redis_model
+from tests.contract.sinks import P0, P1, ReadModel, Run, opensearch_model, postgres_model, redis_model
 
-__all__ = ["postgres_model", "redis_model"]
+__all__ = ["opensearch_model", "postgres_model", "redis_model"]
 
 
 class Things(Projection):
@@ -54,7 +54,7 @@ def thing(id_: str, **columns: Any) -> dict[str, Any]:
     return {"id": id_, "part": 1, "name": None, "n": None, "small": None, "x": None, "about": None, **columns}
 
 
-@pytest.fixture(params=["postgres", "redis"])
+@pytest.fixture(params=["postgres", "redis", "opensearch"])
 def model(request: pytest.FixtureRequest) -> ReadModel:
     found: ReadModel = request.getfixturevalue(f"{request.param}_model")
     return found
@@ -241,7 +241,15 @@ async def test_a_row_that_is_inserted_must_be_missing(model: ReadModel) -> None:
     staged = owner.engine.stage([owner.item(change("upsert", id="c")), owner.item(change("insert", id="a"))])
     assert staged is not None
     assert isinstance(staged.folded, Folded)
-    work = Work(staged.before, staged.after, staged.folded, lambda rows: pytest.fail("nothing is read"), lambda folded: [])
+    work = Work(
+        staged.before,
+        staged.after,
+        staged.folded,
+        lambda rows: pytest.fail("nothing is read"),
+        lambda folded: [],
+        (),
+        staged.items,
+    )
     with pytest.raises(Refused):
         await owner.sink.write(Things(), work)
     assert await rows(model) == [thing("a", name="x"), thing("b")]
@@ -539,10 +547,18 @@ async def test_all_projections_are_listed(model: ReadModel) -> None:
     assert await model.admin.places("nobody") == []
 
 
+class Others(Projection):
+    others = Table("others", columns={"id": "text", "n": "bigint"}, key="id")
+
+    @on("Changed")
+    def changed(self, event: Event, others: TableWriter) -> None:
+        others.upsert(id=event.data["row"]["id"], n=event.data["row"]["n"])
+
+
 async def test_reset(model: ReadModel) -> None:
     owner = await Run(Things(), await model.sink()).start(P0, P1, topic_id="one")
     await owner.apply(*(change("upsert", id=f"{n}", name="x") for n in range(50)), POISON)
-    other = await run(model, Largest())
+    other = await run(model, Others())
     await other.apply(change("", id="a", n=1))
     await model.admin.pause("things", True)
     assert await model.admin.reset(Things()) == 2
@@ -557,7 +573,7 @@ async def test_reset(model: ReadModel) -> None:
     assert await anew.engine.look_at_parked() is True
     await anew.apply(change("upsert", id="x", name="again"))
     assert await rows(model) == [thing("x", name="again")]
-    assert len(await model.rows(Largest(), Largest.largest)) == 1
+    assert len(await model.rows(Others(), Others.others)) == 1
     await other.apply(change("", id="a", n=2))
 
 

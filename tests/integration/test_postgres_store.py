@@ -329,7 +329,18 @@ async def fill(store: PostgresEventStore, streams: int = 300, events: int = 10) 
 async def test_reads_use_their_indexes(store: PostgresEventStore, pool: asyncpg.Pool, mode: str) -> None:
     await fill(store)
     await pool.execute("INSERT INTO subscription_checkpoints SELECT 's' || n, n FROM generate_series(1, 3000) n")
+    await pool.execute("""
+        INSERT INTO reaction_marks SELECT gen_random_uuid(), 'r' FROM generate_series(1, 3000);
+        INSERT INTO scheduled_events
+        SELECT gen_random_uuid(), 'r' || n % 10, 'k' || n, now() + n * interval '1 hour', 'Order-1', 'OrderPaid', 1, '', '{}'
+          FROM generate_series(1, 3000) n""")
+    marks = "ARRAY['00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002']::uuid[]"
     statements = [
+        ("sql/recorded_marks", marks, "events_id_key", "events"),
+        ("sql/recorded_marks", marks, "reaction_marks_pkey", "reaction_marks"),
+        ("sql/due_events", "'r1', 100", "scheduled_events_due_idx", "scheduled_events"),
+        ("sql/next_due", "'r1'", "scheduled_events_due_idx", "scheduled_events"),
+        ("sql/cancel_scheduled", "'r1', ARRAY['k1']", "scheduled_events_key_idx", "scheduled_events"),
         ("sql/read_stream", "'Order-7', 3, 99, NULL", "events_stream_version_key", "events"),
         ("sql/read_stream", "'Order-7', 0, 99, 10", "events_stream_version_key", "events"),
         ("sql/read_stream_backwards", "'Order-7', 0, 99, 10", "events_stream_version_key", "events"),

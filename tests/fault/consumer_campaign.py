@@ -40,7 +40,7 @@ from tests.fault.proxy import (
     postgres_proxy,
 )
 from tests.fault.topics import make_topic
-from tests.oracle import check_projection
+from tests.oracle import check_projection, read_committed
 from tests.processes import Process, processes
 from tests.waiting import wait_for
 
@@ -423,6 +423,10 @@ class Round:
         gone = await self.asked(lambda: self.spine.pool.fetch(_FROM, stream, first))
         self.left_out |= {row["global_position"] for row in gone}
 
+    async def topics(self) -> list[str]:
+        rows = await self.spine.pool.fetch("SELECT DISTINCT stream_type FROM events")
+        return [f"{self.spine.topic_prefix}{row['stream_type']}" for row in rows]
+
     # The load
 
     @asynccontextmanager
@@ -467,7 +471,10 @@ class Round:
         for member in self.crew:
             await stop(member.process)
         await self.relay.stop()
-        await self.spine.check_published()
+        # A lone broker that was killed may end a committed transaction without its markers; the relay publishes it again then.
+        published = await self.spine.check_published(at_least_once=True)
+        records = [await asyncio.to_thread(read_committed, self.spine.bootstrap, topic) for topic in await self.topics()]
+        self.counts["records that are in a topic again"] += sum(map(len, records)) - published
         applied = await check_projection(self.spine.pool, self.model.name, left_out=self.left_out, log=self.spine.pool)
         self.counts["events applied"] += applied
         self.counts["events skipped"] += await self.spine.pool.fetchval("SELECT count(*) FROM projection_parked")

@@ -15,7 +15,7 @@ from typing import Any
 from tests.conftest import dsn_of, on_server
 from tests.fault.consumer_campaign import Plan, fight, killed
 
-SEED = int(os.environ.get("EVENTSPINE_SOAK_SEED", "1"))
+SEED = int(os.environ.get("EVENTSPINE_SOAK_SEED", "266"))  # three static members that read their rows and park
 KILLS = int(os.environ.get("EVENTSPINE_SOAK_KILLS", "0"))  # 0 = the suite's short version
 ROUND = int(os.environ.get("EVENTSPINE_SOAK_ROUND", "1"))  # the first one: to see one again
 OVER_S = 60 * float(os.environ.get("EVENTSPINE_SOAK_MINUTES", "0"))

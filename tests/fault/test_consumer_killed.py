@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
-from eventspine import ANY, Event
+import pytest
+
+from eventspine import ANY, Event, SettingsError
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
+from eventspine.relay.partition import partition_of
 from tests.event_types import paid
 from tests.fault.conftest import Spine
+from tests.fault.proxy import JOIN_GROUP, kafka_proxy
+from tests.fault.topics import make_topic
 from tests.oracle import check_projection
 from tests.processes import Process
 from tests.projections import BROKEN_CUSTOMER
@@ -82,39 +88,61 @@ async def test_rebalance_under_load(spine: Spine) -> None:
     await spine.check()
 
 
-async def test_member_fenced_by_its_successor_in_mid_transaction(spine: Spine, tmp_path: Path) -> None:
-    """Kafka refuses it while it writes: what it writes still keeps events behind the parked ones of their stream."""
+@pytest.mark.parametrize("how", ["fenced", "relieved"])
+async def test_partitions_lost_in_mid_transaction(spine: Spine, tmp_path: Path, how: str) -> None:
+    """Kafka refuses it while it writes, or gives half of its partitions to another: what it writes still keeps events behind the
+    parked ones of their streams."""
     broken = tmp_path / "broken"
     broken.touch()
 
-    def consumer() -> Process:
-        consume = ["consume", "tests.projections:Chains"]
-        return spine.run.command(consume, group_instance_id="one", test_broken=broken)
+    def consumer(bootstrap: str) -> Process:
+        consume, static = ["consume", "tests.projections:Chains"], "one" if how == "fenced" else ""
+        return spine.run.command(consume, bootstrap=bootstrap, group_instance_id=static, test_broken=broken)
 
-    fault = Event(event_type="OrderPlaced", data={"customer_id": BROKEN_CUSTOMER, "total_cents": 1})
-    await spine.store.append("Order-x", "Order", [fault], expected_version=0)
+    of_partition = {partition_of(f"Order-{number}".encode(), 2): f"Order-{number}" for number in range(20)}
+    streams = list(of_partition.values())
+    await make_topic(spine.bootstrap, f"{spine.topic_prefix}Order", partitions=2)
+    fault = {"customer_id": BROKEN_CUSTOMER, "total_cents": 1}
+    for stream in streams:
+        await spine.store.append(stream, "Order", [Event(event_type="OrderPlaced", data=fault)], expected_version=0)
     relay = spine.run.relay()
-    fenced = consumer()
-    await wait_for(lambda: "event is parked" in fenced.said, timeout_s=30)
-    async with spine.pool.acquire() as blocker, blocker.transaction():
-        await blocker.execute("LOCK TABLE chains IN ACCESS EXCLUSIVE MODE")
-        for _ in range(2):  # in any case with one that has to be read first, of another stream in the same partition
-            await spine.store.append("Order-x", "Order", [paid()], expected_version=ANY)
-            for number in range(20):
-                await spine.store.append(f"Order-{number}", "Order", [paid()], expected_version=ANY)
-        await wait_for(lambda: spine.pool.fetchval(_waiting_at("FOR NO KEY UPDATE")), timeout_s=30)
-        heir = consumer()
-        await wait_for(lambda: spine.pool.fetchval(_waiting_at("INSERT INTO projection_offsets")), timeout_s=30)
-        await wait_for(lambda: "fenced by other consumer" in fenced.said, timeout_s=30)  # the Kafka client says so at once
-        await asyncio.sleep(3)  # and is asked within 2 s
-    await wait_for(lambda: spine.pool.fetchval("SELECT count(*) FROM applied"), timeout_s=30)  # one of the two has written
-    fenced.kill()
-    broken.unlink()
-    admin = PostgresProjectionAdmin(spine.pool)
-    await admin.ask("chains", "retry")
-    await wait_for(lambda: admin.parked("chains"), lambda parked: not parked, timeout_s=30)
-    await spine.caught_up(relay, heir)
-    await heir.stop()
+    async with kafka_proxy(spine.bootstrap) as heirs_kafka:
+        loser = consumer(spine.bootstrap)
+        await wait_for(lambda: loser.said.count("event is parked") == len(streams) == 2, timeout_s=30)
+        await relay.stop()
+        for number in range(20, 30):  # in both partitions also one whose row is read before
+            await spine.store.append(f"Order-{number}", "Order", [paid()], expected_version=ANY)
+        for stream in streams:
+            await spine.store.append(stream, "Order", [paid()], expected_version=ANY)
+        async with spine.pool.acquire() as blocker, blocker.transaction():
+            await blocker.execute("LOCK TABLE chains IN ACCESS EXCLUSIVE MODE")
+            loser.freeze()  # so that it takes all at once
+            relay = spine.run.relay()
+            await spine.relayed(relay)
+            loser.thaw()
+            await wait_for(lambda: spine.pool.fetchval(_waiting_at("FOR NO KEY UPDATE")), timeout_s=30)
+            heir = consumer(heirs_kafka.bootstrap)
+            if how == "fenced":
+                await wait_for(lambda: "fenced by other consumer" in loser.said, timeout_s=30)  # the Kafka client says so at once
+            else:
+                await wait_for(lambda: heirs_kafka.requests[JOIN_GROUP], timeout_s=30)
+            await asyncio.sleep(4)  # it looks every 2 s while it writes
+        await wait_for(lambda: spine.pool.fetchval("SELECT count(*) FROM applied"), timeout_s=30)
+        if how == "fenced":
+            loser.kill()
+        broken.unlink()
+        admin = PostgresProjectionAdmin(spine.pool)
+
+        async def parked() -> int:
+            with suppress(SettingsError):
+                await admin.ask("chains", "retry")
+            return len(await admin.parked("chains"))
+
+        await wait_for(parked, lambda count: not count, timeout_s=30, every_s=0.5)
+        await spine.caught_up(relay, heir)
+        await heir.stop()
+        if how == "relieved":
+            await loser.stop()
     await relay.stop()
     await check_projection(spine.pool, "chains", log=spine.pool)
 

@@ -12,10 +12,10 @@
     ├── Fenced                another process took over this work: stop
     ├── IntegrityError        the log, a topic or a cursor contradict each other: stop and look
     ├── ProjectionError       a projection's code or table is wrong
-    ├── ReactionError         a reaction's code is wrong, or it is to halt
-    ├── Undelivered           what a reaction does outside the store was not taken; raised by reactions
     ├── StaleReadModel        a read model did not come as far as asked in time: wait longer, or show what is there
     │   └── EventSetAside     waiting is in vain: the event is parked, or waits behind one that is
+    ├── ReactionError         a reaction's code is wrong, or it is to halt
+    ├── Undelivered           what a reaction does outside the store was not taken; raised by reactions
     ├── SettingsError         a setting is missing or makes no sense
     └── LocalStackError       a server of `eventspine up` can't be fetched, started or stopped
 

@@ -10,7 +10,7 @@ import pytest
 
 from eventspine import ANY, Event, SettingsError
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
-from eventspine.relay.partition import partition_of
+from eventspine.schemas.partition import partition_of
 from tests.event_types import paid
 from tests.fault.conftest import Spine
 from tests.fault.proxy import JOIN_GROUP, kafka_proxy

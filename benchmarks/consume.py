@@ -65,6 +65,7 @@ async def _ours(sides: Sides, costs: Costs) -> None:
     for shape in (ACCOUNTS, CHARGES, STATEMENTS):
         for mode in (ONE, TWO) if shape is STATEMENTS else (ONE, TWO, LOG):
             _note(costs, shape, mode.side, await sides.ours(mode, shape))
+    _note(costs, CHARGES, sides_of.REBUILD, await sides.rebuild())
     _note(costs, CHARGES, sides_of.BY_HANDLER, await sides.with_poison("RefusedByHandler"))
     _note(costs, CHARGES, sides_of.BY_POSTGRES, await sides.with_poison("RefusedByPostgres"))
 

@@ -16,6 +16,7 @@ SINGLE = "FastStream, single messages"
 BATCHES = "FastStream, batches"
 QUIX = "Quix Streams, its PostgreSQL sink"
 JDBC = "JDBC sink, warm, best of two"
+REBUILD = "eventspine, rebuild by 2 processes"
 BY_HANDLER = "eventspine, 1% of streams refused by the handler"
 BY_POSTGRES = "eventspine, 1% of streams refused by Postgres"
 
@@ -36,6 +37,7 @@ _PAIRS: list[tuple[Shape, str, str, float | None]] = [  # a side, the one beside
     (CHARGES, ONE.side, QUIX, 10),
     (CHARGES, TWO.side, ONE.side, 1.1),
     (CHARGES, LOG.side, ONE.side, None),
+    (CHARGES, REBUILD, ONE.side, 3),
     (STATEMENTS, ONE.side, NAIVE, 20),
     (STATEMENTS, TWO.side, ONE.side, 1.1),
     (CHARGES, BY_HANDLER, ONE.side, 0.9),

@@ -106,6 +106,7 @@ class Sides:
                         await asyncio.sleep(0.01)
                     first_s = time.time()
                     while await pool.fetchval(built) < self._events:
+                        rebuild.check()
                         await asyncio.sleep(0.02)
                     seen = Seen(first_s, time.time(), self._events - there)
             rows = await pool.fetchval('SELECT count(*) FROM "charges@build".charges')

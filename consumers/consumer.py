@@ -252,6 +252,7 @@ class _Member:
         self._topic_ids: dict[str, str] = {}
         self._topics_at = time.monotonic()
         self._held: list[Message] = []
+        self._unproven: set[Partition] = set()  # begun behind records that Kafka no longer has
 
     async def join(self, topics: list[str]) -> None:
         await self._call(
@@ -349,25 +350,57 @@ class _Member:
                 raise IntegrityError(
                     f"Kafka no longer has the next record of {message.topic()}[{message.partition()}] that projection "
                     f"{self._name} needs ({error.str()}): the topic's retention is shorter than the projection was "
-                    "away, or the topic was made anew. Nothing was skipped; build the projection again from the log"
+                    "away, or the topic was made anew. Nothing was skipped: `eventspine projections rebuild` builds the tables "
+                    "from the log, and goes on from there"
                 )
             if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:  # a category without events yet has no topic
                 raise kafka_error(error, "to consume")
-        return [message for message in messages if message.error() is None]
+        messages = [message for message in messages if message.error() is None]
+        if self._unproven:
+            self._prove(messages)
+        return messages
+
+    def _prove(self, messages: list[Message]) -> None:
+        """Check that what Kafka no longer has before these records is in the tables, which were built from the log."""
+        for message in messages:
+            partition = Partition(message.topic() or "", message.partition() or 0)
+            if partition not in self._unproven or partition not in self._engine.places:
+                continue
+            self._unproven.discard(partition)
+            built_to, headers = self._engine.places[partition].built_to, dict(message.headers() or ())
+            before = headers.get("ce_previousposition") or headers.get("ce_globalposition") or b""
+            if not (before.isdigit() and int(before) <= built_to):
+                raise IntegrityError(
+                    f"{_where(message)} is the first record that Kafka still has there, and the tables of {self._name} "
+                    f"are built to position {built_to} only: nobody knows what lay between. Nothing was skipped: run `eventspine "
+                    "projections rebuild` again"
+                )
+
+    def _start(self, partition: Partition) -> TopicPartition:
+        """Return where to read on: behind what Kafka no longer has, if the tables were built from the log."""
+        place = self._engine.places[partition]
+        start = TopicPartition(*partition, place.next_offset)
+        if place.built_to:
+            low, _ = self._kafka.get_watermark_offsets(start, timeout=30)
+            if low > place.next_offset:
+                self._unproven.add(partition)
+                start.offset = low
+        return start
 
     def _assigned(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
         for each in partitions:
             self._topic_ids.pop(each.topic, None)  # to be asked for anew
         mine = {Partition(each.topic, each.partition): self._topic_id(each.topic) for each in partitions}
         asyncio.run_coroutine_threadsafe(self._engine.claim(mine), self._loop).result()
-        starts = [TopicPartition(*each, self._engine.places[each].next_offset) for each in mine]
-        self._kafka.incremental_assign(starts)
+        self._kafka.incremental_assign([self._start(each) for each in mine])
         self._counters.rebalances += 1
         logger.info("partitions assigned", extra={"projection": self._name, "partitions": list(mine)})
 
     def _revoked(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
         asyncio.run_coroutine_threadsafe(self._drained(), self._loop).result()
-        self._engine.release([Partition(each.topic, each.partition) for each in partitions])
+        gone = [Partition(each.topic, each.partition) for each in partitions]
+        self._engine.release(gone)
+        self._unproven.difference_update(gone)
         self._kafka.incremental_unassign(partitions)
         self._counters.rebalances += 1
         logger.info("partitions revoked", extra={"projection": self._name, "partitions": partitions})

@@ -10,10 +10,14 @@ from typing import Any, ClassVar
 
 import asyncpg
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from eventspine import (
+    Consumer,
     Event,
     Fenced,
+    IntegrityError,
     PostgresEventStore,
     PostgresSink,
     Projection,
@@ -28,6 +32,7 @@ from eventspine import (
 from eventspine.consumers.places import Partition
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
 from eventspine.consumers.rebuild import Rebuild
+from eventspine.relay.offsets import next_offsets
 from tests.event_types import paid
 from tests.integration.test_projection_sources import append, make_log_consumer, right, running
 from tests.integration.test_relay_and_consumer import make_consumer, relaying
@@ -82,6 +87,47 @@ async def test_built_under_load_swapped_and_rolled_back(
         with pytest.raises(ProjectionError, match="no old tables"):
             await rebuild.roll_back()
     assert await pool.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'order_totals@%'") == 0
+
+
+async def test_a_topic_that_lost_records_is_followed_behind_what_is_built(
+    store: PostgresEventStore, pool: asyncpg.Pool, kafka: str, topic_prefix: str
+) -> None:
+    def expire() -> None:
+        """Remove all records from the topic, as a short retention does."""
+        admin = AdminClient({"bootstrap.servers": kafka})
+        ends = next_offsets(admin, [(f"{topic_prefix}Order", number) for number in range(3)], committed=False)
+        asked = [TopicPartition(*partition, offset) for partition, offset in ends.items() if offset]
+        for done in admin.delete_records(asked).values():
+            done.result(20)
+
+    def consumer() -> Consumer:
+        return make_consumer(store, pool, kafka, topic_prefix)
+
+    async with relaying(store, kafka, topic_prefix) as relay:
+        await append(store, "a", 20)
+        await wait_for(lambda: relay.position, lambda position: position == 40)
+        await asyncio.to_thread(expire)
+        with pytest.raises(IntegrityError, match="no longer has the next record"):
+            await asyncio.wait_for(consumer().run(), 60)
+
+        rebuild = make_rebuild(store, pool)
+        await build(rebuild)
+        await rebuild.swap()
+        async with running(consumer()):
+            await append(store, "b", 20)
+            await right(pool)
+
+        await append(store, "c", 20)  # and lost again before it was read
+        await wait_for(lambda: relay.position, lambda position: position == 120)
+        await asyncio.to_thread(expire)
+        await append(store, "d", 20)
+        with pytest.raises(IntegrityError, match=r"no longer has the next record|nobody knows what lay between"):
+            await asyncio.wait_for(consumer().run(), 60)
+        await build(rebuild)
+        await rebuild.swap()
+        async with running(consumer()):
+            await append(store, "e", 20)
+            await right(pool)
 
 
 async def test_a_projection_of_the_log(store: PostgresEventStore, pool: asyncpg.Pool) -> None:

@@ -21,6 +21,7 @@ _LIST_PARKED = load_sql(_SQL, "sql/list_parked")
 _PAUSE = load_sql(_SQL, "sql/pause")
 _ASK = load_sql(_SQL, "sql/ask")
 _RESET = load_sql(_SQL, "sql/reset")
+_FORGET_PARKED = load_sql(_SQL, "sql/forget_parked")
 _SCHEMA = load_sql(_SQL, "sql/schema")
 _LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
 
@@ -73,6 +74,7 @@ class PostgresProjectionAdmin:
         """Empty a projection's tables and forget how far it was; return in how many partitions. It begins anew at once."""
         async with translated(), self._pool.acquire() as connection, connection.transaction():
             rows = await connection.fetch(_RESET, projection.name)  # first: it waits for the batch that is being written
+            await connection.execute(_FORGET_PARKED, projection.name)
             for table in projection.tables:
                 if await connection.fetchval("SELECT to_regclass(quote_ident($1)) IS NOT NULL", table.name):
                     await connection.execute(f'TRUNCATE "{table.name}"')

@@ -263,3 +263,22 @@ async def test_an_owner_that_is_relieved_in_the_middle_of_a_retry_writes_nothing
         await retrying
     assert await bench.parked() == [(1, "parked", 1)]
     assert await bench.sums() == {}
+
+
+async def test_a_reset_forgets_what_was_parked_while_it_waited(pool: asyncpg.Pool) -> None:
+    """What it left parked would be retried, and applied again when its record comes again."""
+    bench = await Bench(pool, Sums()).start()
+    await bench.apply(item(1, "Order-x", HUGE))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("LOCK TABLE sums IN EXCLUSIVE MODE")
+        writing = asyncio.create_task(bench.apply(item(2, "Order-x", 1), item(3, "Order-y", 1)))
+        await wait_for(lambda: pool.fetchval(waiting), lambda count: count == 1)
+        resetting = asyncio.create_task(PostgresProjectionAdmin(pool).reset(bench.projection))
+        await wait_for(lambda: pool.fetchval(waiting), lambda count: count == 2)
+    await writing
+    assert await resetting == 1
+    assert await bench.parked() == []
+    assert await bench.sums() == {}
+    with pytest.raises(Fenced):
+        await bench.engine.look_at_parked()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
@@ -52,7 +51,7 @@ def add_commands(app: typer.Typer) -> None:
 def rebuild(
     context: typer.Context,
     projection: ProjectionName,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many build; as many as there are cores, if left out.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many build; each has its part of the streams.")] = 1,
     swap: Annotated[bool, typer.Option(help="Put it in the place of the live tables at the end.")] = True,
     show_diff: Annotated[bool, typer.Option("--diff", help="Before that, say what differs from the live tables.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, where a build was begun and not finished.")] = False,
@@ -67,7 +66,7 @@ def rebuild(
 
     async def work() -> int:
         async with _rebuild_of(settings, model) as builds:
-            parts, end = await builds.begin(processes or os.cpu_count() or 1, fresh=fresh)
+            parts, end = await builds.begin(processes, fresh=fresh)
             code = await _build(builds, model, parts, end)
             if code:
                 return code

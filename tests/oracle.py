@@ -213,7 +213,9 @@ async def check_read_model(database: asyncpg.Pool, *, log: asyncpg.Pool | None =
     log = log or database
     expected = [tuple(row) for row in await log.fetch(ORDER_TOTALS)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_totals ORDER BY customer_id")]
-    assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
+    assert actual == expected, (
+        f"order_totals has {sorted(set(actual) - set(expected))[:4]}, right is {sorted(set(expected) - set(actual))[:4]}"
+    )
     states = [tuple(row) for row in await log.fetch(ORDER_STATES)]
     actual = [tuple(row) for row in await database.fetch("SELECT * FROM order_states ORDER BY stream_id")]
     assert actual == states, f"order_states has {len(actual)} rows, {len(states)} are right"
@@ -296,7 +298,9 @@ async def check_redis_read_model(database: asyncpg.Pool, client: Any) -> None:
 
     expected = sorted(tuple(map(str, row)) for row in await database.fetch(ORDER_TOTALS))
     actual = await rows("order_totals", "customer_id", "orders", "total_cents")
-    assert actual == expected, f"order_totals differs in {sorted(set(actual) ^ set(expected))[:4]}"
+    assert actual == expected, (
+        f"order_totals has {sorted(set(actual) - set(expected))[:4]}, right is {sorted(set(expected) - set(actual))[:4]}"
+    )
     expected = sorted(tuple(map(str, row)) for row in await database.fetch(ORDER_STATES))
     actual = await rows("order_states", "stream_id", "version", "last_event")
     assert actual == expected, f"order_states has {len(actual)} rows, {len(expected)} are right"
@@ -304,3 +308,8 @@ async def check_redis_read_model(database: asyncpg.Pool, client: Any) -> None:
     applied = sum(int(json.loads(place)["events"]) for place in places)
     recorded = await database.fetchval("SELECT count(*) FROM events")
     assert applied == recorded, f"{applied} events were applied, {recorded} are recorded"
+
+
+def _beyond(rows: Collection[Any], others: Collection[Any]) -> list[Any]:
+    """Return the first rows that others don't have."""
+    return sorted(set(rows) - set(others))[:4]

@@ -34,7 +34,7 @@ async def test_postgres_killed_and_restarted(spine: Spine, stack: Any) -> None:
         acked = len(spine.acked)
         await wait_for(lambda: len(spine.acked), lambda now: now > acked + 100)  # the store retried what was in flight
     await spine.caught_up(relay, consumer, timeout_s=90)
-    assert relay.said.count("relay waits") == relay.said.count("relay goes on") >= 1, relay.said
+    await wait_for(lambda: (relay.said.count("relay waits"), relay.said.count("relay goes on")), lambda n: n[0] == n[1] >= 1)
     await relay.stop()
     await consumer.stop()
     await spine.check()

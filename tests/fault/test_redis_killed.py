@@ -51,8 +51,8 @@ async def test_redis_killed_and_a_consumer_frozen(spine: Spine, redis_server: Re
             if lost:  # what was not on the disk yet
                 file = max(redis_server.folder.rglob("*.aof"), key=lambda file: file.stat().st_size)
                 content = file.read_bytes()
-                # Behind a whole transaction, as `redis-check-aof --fix` does. Redis itself cuts behind the last whole command, and
-                # leaves the transaction open: at its next start it would apply half of it.
+                # Behind a whole transaction, as `redis-check-aof --fix` does. Redis itself cuts behind the last whole command,
+                # and leaves the transaction open: at its next start it would apply half of it.
                 end = content.rfind(_EXEC, 0, max(len(content) - lost, len(content) // 2))
                 assert end > 0
                 file.write_bytes(content[: end + len(_EXEC)])

@@ -179,6 +179,7 @@ async def parcels(bench: Bench) -> dict[str, list[int]]:
 
 async def test_an_event_that_fails_parks_its_stream_in_order(bench: Bench, picky: type[Picky]) -> None:
     admin = PostgresProjectionAdmin(bench.pool)
+    await admin.prepare()
     picky.refused = {2, 12}
     async with bench.reacting(picky) as consumer:
         await pay(bench, "Order-a", 1, 2, 3)
@@ -216,6 +217,7 @@ async def test_an_event_that_fails_parks_its_stream_in_order(bench: Bench, picky
 
 async def test_bytes_that_can_not_be_read_are_parked(bench: Bench, picky: type[Picky], kafka: str, topic_prefix: str) -> None:
     await pay(bench, "Order-a", 1)
+    await PostgresProjectionAdmin(bench.pool).prepare()
     async with bench.reacting(picky):
         await wait_for(lambda: bench.count("Parcel"), lambda n: n == 1, timeout_s=30)
         headers: Any = {"ce_id": str(UUID(int=9)), "ce_globalposition": b"99", "ce_type": b"OrderPaid", "ce_subject": b"Order-z"}

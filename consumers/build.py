@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from ..schemas import EventType, PinnedType, StoredEvent, Unavailable
 from ..schemas.privacy import KeyRing
-from ..schemas.retry import Backoff
+from ..schemas.retry import Backoff, wait_or_raise
 from ..schemas.upcasting import Upcaster
 from .decoding import Decoder
 from .engine import Engine
@@ -97,12 +97,7 @@ class PartBuilder:
             except Unavailable as error:
                 if not self._backoff.failing:
                     logger.warning("build waits: %s", error, extra={"projection": self._projection.name})
-                delay_s = self._backoff.next_delay_s()
-                if delay_s is None:
-                    raise
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s):
-                        await self._stop.wait()
+                await wait_or_raise(self._backoff, error, self._stop)
 
     async def _build(self, to_position: int) -> None:
         await self._sink.prepare(self._projection)

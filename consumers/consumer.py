@@ -19,7 +19,7 @@ from ..schemas import DecodeError, Event, EventType, Fenced, IntegrityError, Pin
 from ..schemas.envelope import RecordReader
 from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error, topic_of, translated_kafka
 from ..schemas.privacy import KeyRing
-from ..schemas.retry import Backoff
+from ..schemas.retry import Backoff, wait_or_raise
 from ..schemas.upcasting import Upcaster
 from .counters import Counters
 from .decoding import Arrival, Decoder, arrived_before
@@ -126,13 +126,8 @@ class Consumer:
                 self.counters.retries += 1
                 if not self._backoff.failing:
                     logger.warning("consumer waits: %s", error, extra={"projection": self._projection.name})
-                delay_s = self._backoff.next_delay_s()
-                if delay_s is None:
-                    raise
                 self.state = "waiting"
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s):
-                        await self._stop.wait()
+                await wait_or_raise(self._backoff, error, self._stop)
         self.state = "stopped"
 
     async def _consume_as_member(self) -> None:
@@ -426,7 +421,7 @@ def _arrived(message: Message) -> Arrival:
     if not position.isdigit():
         raise DecodeError(
             f"{_where(message)}: not published by eventspine (no header ce_globalposition). Nothing behind it was taken: find "
-            "out who wrote it; to go on without it, build the topic again: `eventspine relay rebuild`"
+            "out who wrote it; to go on without it, build the topic again: `eventspine relay verify --rebuild TOPIC`"
         )
     late = headers.get("ce_latenumber", b"0")
     if not late.isdigit():

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from ..schemas import EventType, Fenced, IntegrityError, PinnedType, StoredEvent, Unavailable
 from ..schemas.privacy import KeyRing
-from ..schemas.retry import Backoff
+from ..schemas.retry import Backoff, wait_or_raise
 from ..schemas.upcasting import Upcaster
 from .counters import Counters
 from .decoding import Decoder
@@ -113,13 +113,8 @@ class LogConsumer:
                 self.counters.retries += 1
                 if not self._backoff.failing:
                     logger.warning("consumer waits: %s", error, extra={"projection": self._projection.name})
-                delay_s = self._backoff.next_delay_s()
-                if delay_s is None:
-                    raise
                 self.state = "waiting"
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s):
-                        await self._stop.wait()
+                await wait_or_raise(self._backoff, error, self._stop)
             except Fenced as error:
                 raise Fenced(f"{error}: one process at a time runs a projection from the log") from error
         self.state = "stopped"

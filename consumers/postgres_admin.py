@@ -10,6 +10,7 @@ import asyncpg
 from ..schemas import SettingsError
 from ..schemas.postgres import load_sql, translated
 from .admin import ParkedEvent, ProjectionPlace
+from .own_tables import make_own_tables
 from .places import Partition
 from .projection import Projection
 
@@ -22,8 +23,6 @@ _PAUSE = load_sql(_SQL, "sql/pause")
 _ASK = load_sql(_SQL, "sql/ask")
 _RESET = load_sql(_SQL, "sql/reset")
 _FORGET_PARKED = load_sql(_SQL, "sql/forget_parked")
-_SCHEMA = load_sql(_SQL, "sql/schema")
-_LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
 
 
 class PostgresProjectionAdmin:
@@ -35,8 +34,7 @@ class PostgresProjectionAdmin:
     async def prepare(self) -> None:
         """Make the tables of projections where they are missing."""
         async with translated(), self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(_LOCK)
-            await connection.execute(_SCHEMA)
+            await make_own_tables(connection)
 
     async def places(self, projection: str = "") -> list[ProjectionPlace]:
         """Return how far a projection is, or all of them, by partition."""

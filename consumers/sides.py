@@ -10,12 +10,12 @@ import asyncpg
 
 from ..schemas import ProjectionError, SettingsError, Unavailable
 from ..schemas.postgres import Connection, load_sql, quoted, translated
+from .own_tables import make_own_tables
 from .places import Partition
 
 __all__ = ["BUILD", "OLD", "Places", "Sides", "side_name"]
 
 _SQL: Final = "eventspine.consumers"
-_SCHEMA = load_sql(_SQL, "sql/schema")
 _BEGIN_BUILD = load_sql(_SQL, "sql/begin_build")
 _MERGE_BUILD = load_sql(_SQL, "sql/merge_build")
 _LOCK_PLACES = load_sql(_SQL, "sql/lock_places")
@@ -30,7 +30,6 @@ _RELATIONS = load_sql(_SQL, "sql/relations")
 _SCHEMA_OF = load_sql(_SQL, "sql/schema_of")
 _GRANTS = load_sql(_SQL, "sql/grants")
 _VIEWS_OF = load_sql(_SQL, "sql/views_of")
-_LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
 _LOCK_CLAIMS = "SELECT pg_advisory_xact_lock(1702261359, hashtext($1))"
 
 BUILD: Final = "build"
@@ -73,8 +72,7 @@ class Sides:
     async def begin(self, parts: int) -> int:
         """Begin a build in that many parts, or find one that was begun; return how many parts it has."""
         async with self._transaction() as connection:
-            await connection.execute(_LOCK)
-            await connection.execute(_SCHEMA)
+            await make_own_tables(connection)
             await connection.execute(_BEGIN_BUILD, self._build, parts)
             return len(await connection.fetch(_LOCK_PLACES, self._build))
 

@@ -12,6 +12,7 @@ import asyncpg
 from ..schemas import Fenced, IntegrityError, ProjectionError
 from ..schemas.postgres import Connection, load_sql, quoted, translated
 from .folding import AllRows, Folded, Refused
+from .own_tables import make_own_tables
 from .parked import Asked, Kept, Parked
 from .places import Item, Partition, Place
 from .postgres_table import create_sql, read_statement, row_of, write_statement
@@ -23,7 +24,6 @@ from .table import Key, Table, Write
 __all__ = ["Claimed", "PostgresSink", "Sink", "Work"]
 
 _SQL = "eventspine.consumers"
-_SCHEMA = load_sql(_SQL, "sql/schema")
 _CLAIM = load_sql(_SQL, "sql/claim")
 _ADVANCE = load_sql(_SQL, "sql/advance")
 _TABLE_COLUMNS = load_sql(_SQL, "sql/table_columns")
@@ -36,7 +36,6 @@ _LOOK = load_sql(_SQL, "sql/look")
 _MIGRATIONS = load_sql(_SQL, "sql/migrations")
 _MIGRATED = load_sql(_SQL, "sql/migrated")
 _SCHEMA_OF = load_sql(_SQL, "sql/schema_of")
-_LOCK = "SELECT pg_advisory_xact_lock(1702261358, 1)"
 # Shared: an exchange of tables, which holds it alone, finds the partitions that there are, and no new ones.
 _LOCK_CLAIM = "SELECT pg_advisory_xact_lock_shared(1702261359, hashtext($1))"
 _USE_SCHEMA = "SELECT set_config('search_path', quote_ident($1) || ', ' || current_setting('search_path'), true)"
@@ -130,8 +129,7 @@ class PostgresSink:
             ProjectionError: a table exists with other columns, or a migration fails.
         """
         async with translated(), self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(_LOCK)  # CREATE … IF NOT EXISTS alone is not safe against itself
-            await connection.execute(_SCHEMA)
+            await make_own_tables(connection)
             alike = await self._go_aside(connection, projection)
             await self._migrate(connection, projection)
             for table in projection.tables:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -299,17 +298,7 @@ class Router:
 
     def _decoded(self, stored: StoredEvent) -> Event:
         """Return an event as the program reads it."""
-        event = Event(
-            event_type=stored.event_type,
-            data=self._codec.decode(stored.payload),
-            metadata=_read_json.decode(stored.metadata),
-            event_id=UUID(stored.event_id),
-            stream_id=stored.stream_id,
-            schema_version=stored.schema_version,
-            version=stored.version,
-            global_position=stored.global_position,
-            created_at=stored.created_at,
-        )
+        event = stored.decoded(self._codec.decode(stored.payload))
         return self._codec.upcast([event])[0]
 
     def _made(self, stored: StoredEvent, source: Event, made: object) -> tuple[StoredEvent, Event]:

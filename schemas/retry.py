@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["Backoff", "wait_or_raise"]
 
@@ -53,9 +54,14 @@ class Backoff:
         self._failures = 0
 
 
-async def wait_or_raise(backoff: Backoff, error: Exception) -> None:
-    """Wait as long as the backoff says, or raise the error if it has lasted too long."""
+async def wait_or_raise(backoff: Backoff, error: Exception, stop: asyncio.Event | None = None) -> None:
+    """Wait as long as the backoff says, or until `stop` is set; or raise the error if it has lasted too long."""
     delay_s = backoff.next_delay_s()
     if delay_s is None:
         raise error
-    await asyncio.sleep(delay_s)
+    if stop is None:
+        await asyncio.sleep(delay_s)
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await stop.wait()

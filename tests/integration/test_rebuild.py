@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -434,4 +433,4 @@ async def test_by_commands_killed_and_continued(
         assert await back.ended() == 0
         compared = run.command(["projections", "drop", name])
         assert await compared.ended() == 0
-        assert json.loads(json.dumps(await pool.fetchval("SELECT count(*) FROM order_states"))) == 1009
+        assert await pool.fetchval("SELECT count(*) FROM order_states") == 1009

@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import aiokafka.errors as kafka
-from aiokafka import AIOKafkaProducer
-from aiokafka.protocol.transaction import EndTxnRequest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.conn import CloseReason
+from aiokafka.protocol.transaction import EndTxnRequest, InitProducerIdRequest
 
 from ..schemas import EventspineError, Fenced, SettingsError, Unavailable
 from ..schemas.cloudevents import Header
 from ..schemas.kafka import KafkaAccess
 from ..schemas.kafka_asyncio import asyncio_settings
+from .topic_reader import PartitionId
+from .unmarked import ABORTED, state_of, unmarked
 
 __all__ = [
     "COMPRESSIONS",
@@ -97,13 +100,15 @@ class Publisher:
     """A producer.
 
     `max_batch_bytes` bounds what is sent for one partition at once; it must not exceed a topic's `max.message.bytes`. After an
-    error, or when `usable` is false, it must not be used again.
+    error, or when `usable` is false, it must not be used again. `disturbed` is true when a connection broke: the broker may have
+    died, and forgotten how transactions ended (`end_forgotten`), so that it is better to begin anew.
     """
 
     def __init__(
         self, access: str | KafkaAccess, *, max_batch_bytes: int = 1_000_000, compression: str = "zstd", **settings: Any
     ) -> None:
         self.usable = True
+        self._access = access
         self._settings = {
             **asyncio_settings(access),
             "client_id": "eventspine",
@@ -115,13 +120,16 @@ class Publisher:
             "request_timeout_ms": 30_000,
             **settings,
         }
+        self.disturbed = False
         self._in_doubt = False
         self._answered_at = 0.0
+        self._ended_as: dict[str, str] = {}  # by transactional id: the state of its last transaction before this life
         self._producer = self._make()
 
     def _make(self, **settings: Any) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(**self._settings | settings)
-        self._watch(producer.client)
+        settings = self._settings | settings
+        producer = AIOKafkaProducer(**settings)
+        self._watch(producer.client, settings.get("transactional_id", ""))
         return producer
 
     async def start(self, timeout_s: float = 30.0) -> None:
@@ -131,6 +139,11 @@ class Publisher:
             Unavailable, SettingsError: Kafka is away, or refuses it.
         """
         await self._within(timeout_s, self._producer.start(), "to start publishing")
+
+    async def end_forgotten(
+        self, needed: Collection[PartitionId], others: Collection[PartitionId] = (), timeout_s: float = 30.0
+    ) -> None:
+        """Do nothing: there are no transactions. See `TransactionalPublisher`."""
 
     async def pack(self, records: Iterable[Record]) -> list[Packed]:
         """Encode records, in order, in batches by partition. Gives way to other tasks now and then.
@@ -191,11 +204,15 @@ class Publisher:
     async def _pack_one(self, record: Record) -> list[Packed]:
         return await self.pack([record])
 
-    def _watch(self, client: Any) -> None:
-        """Note when Kafka answered, and when an answer to the end of a transaction was lost: the client asks again by itself."""
-        send = client.send
+    def _watch(self, client: Any, transactional_id: str) -> None:
+        """Note when Kafka answered; when an answer to the end of a transaction was lost (the client asks again); and how
+        the last transaction ended, before each request for a producer id: the one that succeeds makes Kafka forget it.
+        """
+        send, closed = client.send, client._on_connection_closed
 
         async def watched(node_id: int, request: Any, **more: Any) -> Any:
+            if transactional_id and isinstance(request, InitProducerIdRequest):
+                self._ended_as[transactional_id] = await state_of(send, node_id, transactional_id)
             try:
                 answer = await send(node_id, request, **more)
             except BaseException:
@@ -204,7 +221,12 @@ class Publisher:
             self._answered_at = time.monotonic()
             return answer
 
-        client.send = watched
+        def watch_closing(connection: Any, reason: CloseReason) -> None:
+            if transactional_id and reason in (CloseReason.CONNECTION_BROKEN, CloseReason.CONNECTION_TIMEOUT):
+                self.disturbed = True
+            closed(connection, reason)
+
+        client.send, client._on_connection_closed = watched, watch_closing
 
     async def _within(self, timeout_s: float, work: Coroutine[Any, Any, None], doing: str) -> None:
         """Do the work, as long as Kafka answers. The client itself tries for ever, with a password that is no longer right."""
@@ -254,6 +276,37 @@ class TransactionalPublisher(Publisher):
         """Fence whoever published under these transactional ids before, and end what they left open."""
         for producer in (self._producer, self._other):
             await self._within(timeout_s, producer.start(), "to start transactions")
+
+    async def end_forgotten(
+        self, needed: Collection[PartitionId], others: Collection[PartitionId] = (), timeout_s: float = 30.0
+    ) -> None:
+        """Tell partitions again how our last transactions ended, where Kafka forgot to (unmarked.py); to be called after `start`.
+
+        Raises:
+            Unavailable: a partition that is `needed` holds an open transaction even now, somebody else's; or Kafka is away.
+        """
+        left = await asyncio.to_thread(unmarked, self._access, [*needed, *others])
+        if not left:
+            return
+        for producer in (self._producer, self._other):
+            await self._within(timeout_s, self._end_again(producer, left), "to end a transaction")
+        logger.warning("partitions held a transaction without an end", extra={"partitions": [f"{t}[{n}]" for t, n in left]})
+        for topic, number in await asyncio.to_thread(unmarked, self._access, needed):
+            raise Unavailable(
+                f"{topic}[{number}] holds an open transaction of somebody else's; if it lasts, look at "
+                "`kafka-transactions.sh find-hanging`"
+            )
+
+    async def _end_again(self, producer: AIOKafkaProducer, partitions: Collection[PartitionId]) -> None:
+        """End a transaction that has no records: its markers end the one before, where that is still open."""
+        manager = producer._txn_manager
+        await producer.begin_transaction()
+        for each in partitions:
+            manager.maybe_add_partition_to_txn(TopicPartition(*each))
+        if self._ended_as[manager.transactional_id] == ABORTED:
+            await producer.abort_transaction()
+        else:
+            await producer.commit_transaction()
 
     async def _send(self, packed: list[Packed], cursor: Record, durable: bool) -> None:
         """Publish records and move the cursor, in one transaction; when a record is refused, nothing is published.

@@ -20,6 +20,7 @@ from ..schemas.kafka import KafkaAccess, client_settings, kafka_error, translate
 from ..schemas.partition import partition_of
 from ..schemas.postgres import load_sql, translated
 from ..store.postgres.log import PostgresLog
+from .cursor import cursor_topic
 from .heal import repairing
 from .publisher import Record, TransactionalPublisher, publishing
 from .reached import read_reached
@@ -27,6 +28,7 @@ from .replay import Republished, republish
 from .router import Router
 from .shard import transactional_id
 from .state import PinnedTopic, RelayState
+from .topic_reader import PartitionId
 from .topics import TopicSettings, ensure_topic
 
 __all__ = ["rebuild_topic"]
@@ -100,7 +102,7 @@ async def rebuild_topic(
         await _wait_until_free(state)
         if delivery == "exactly-once":
             for shard in range(view.shards):  # who was not heard of can't write into the new topic
-                await _fence(kafka, transactional_id(prefix, name, shard))
+                await _fence(kafka, transactional_id(prefix, name, shard), (cursor_topic(prefix), shard))
         reached = await read_reached(log, kafka, state, prefix=prefix, name=name)
         admin = AdminClient(client_settings(kafka))
         plan = await _plan(admin, topic, pinned, settings, partitions, view.paused)
@@ -171,9 +173,10 @@ async def _wait_until_free(state: RelayState) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _fence(kafka: str | KafkaAccess, transactional_id: str) -> None:
+async def _fence(kafka: str | KafkaAccess, transactional_id: str, cursor: PartitionId) -> None:
     async with publishing(lambda: TransactionalPublisher(kafka, transactional_id)) as sender:
         await sender.start()
+        await sender.end_forgotten([cursor])
 
 
 def _look_at(admin: AdminClient, topic: str) -> _Plan | None:

@@ -18,6 +18,7 @@ from .cursor import cursor_topic
 from .publisher import Record, TransactionalPublisher, publishing
 from .router import Router
 from .tails import read_tails
+from .topic_reader import PartitionId
 from .topics import TopicSettings, ensure_topic
 
 __all__ = ["Republished", "last_position", "replay", "republish"]
@@ -118,6 +119,7 @@ async def republish(
     """
     async with publishing(lambda: TransactionalPublisher(kafka, transactional_id, compression=compression)) as sender:
         await sender.start()
+        await sender.end_forgotten(await asyncio.to_thread(_partitions_of, kafka, topic))
         before = await asyncio.to_thread(last_position, kafka, topic)
         done = Republished(before, max(before, after), 0)
         on_progress(done, to)
@@ -161,13 +163,17 @@ def last_position(kafka: str | KafkaAccess, topic: str) -> int:
     Raises:
         IntegrityError: a record has no position.
     """
-    with translated_kafka(_DOING):
-        partitions = AdminClient(client_settings(kafka)).list_topics(topic, timeout=30).topics[topic].partitions
-    tails = read_tails(kafka, [(topic, number) for number in partitions], group="eventspine-replay")
+    tails = read_tails(kafka, _partitions_of(kafka, topic), group="eventspine-replay")
     for (_, number), tail in tails.items():
         if tail.foreign is not None:
             raise IntegrityError(f"{topic}[{number}] offset {tail.foreign} is no event: replay into a topic of its own")
     return max(tail.position for tail in tails.values())
+
+
+def _partitions_of(kafka: str | KafkaAccess, topic: str) -> list[PartitionId]:
+    with translated_kafka(_DOING):
+        found = AdminClient(client_settings(kafka)).list_topics(topic, timeout=30).topics[topic]
+    return [(topic, number) for number in found.partitions]
 
 
 def _ensure(kafka: str | KafkaAccess, topic: str, settings: TopicSettings) -> int:

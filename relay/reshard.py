@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -14,7 +15,7 @@ from .cursor import TOPIC_SETTINGS, begin, cursor_topic, read_cursors
 from .publisher import Record, TransactionalPublisher, publishing
 from .shard import transactional_id
 from .state import RelayState
-from .topics import Topics
+from .topics import Topics, partitions_of_shard
 
 __all__ = ["reshard"]
 
@@ -43,8 +44,9 @@ async def reshard(
     await state.pause("reshard")
     await _wait_until_free(state, timeout_s)
     await topics.ensure_cursors(cursor_topic(prefix), max(view.shards, shards), TOPIC_SETTINGS)
+    partitions = {topic: pinned.partitions for topic, pinned in (await state.pinned_topics()).items() if not pinned.rebuilding}
     for number in range(view.shards):
-        await _close(kafka, prefix, name, number, view.shards, view.generation)
+        await _close(kafka, prefix, name, number, view.shards, view.generation, partitions)
     if not await state.set_shards(shards, ends=view.generation):
         raise Unavailable("another process changed the number of shards meanwhile: look at `eventspine relay status`")
     return True
@@ -58,10 +60,13 @@ async def _wait_until_free(state: RelayState, timeout_s: float) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _close(kafka: str | KafkaAccess, prefix: str, name: str, number: int, shards: int, generation: int) -> None:
+async def _close(
+    kafka: str | KafkaAccess, prefix: str, name: str, number: int, shards: int, generation: int, partitions: Mapping[str, int]
+) -> None:
     topic, key = cursor_topic(prefix), f"{name}@{generation}"
     async with publishing(lambda: TransactionalPublisher(kafka, transactional_id(prefix, name, number))) as sender:
         await sender.start()
+        await sender.end_forgotten([(topic, number)], partitions_of_shard(partitions, number, shards))
         cursors = await asyncio.to_thread(read_cursors, kafka, topic, [name, key, f"{name}@{generation - 1}"])
         if (key, number) in cursors:
             return

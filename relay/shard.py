@@ -29,7 +29,8 @@ from .publisher import IdempotentPublisher, Packed, Publisher, Record, Refused, 
 from .router import LATER
 from .state import Parked, Rate, RelayState, ShardReport
 from .tails import read_tails
-from .topics import Topics
+from .topic_reader import PartitionId
+from .topics import Topics, partitions_of_shard
 
 if TYPE_CHECKING:
     from ..schemas.kafka import KafkaAccess
@@ -148,6 +149,7 @@ class Shard:
         await self._topics.ensure_cursors(self._cursor_topic, self._shards, TOPIC_SETTINGS)
         async with publishing(self._publisher) as sender:
             await sender.start()
+            await sender.end_forgotten([(self._cursor_topic, self.number)], self._mine())
             cursor = await self._find_cursor()
             logger.info("relay publishes", extra={"shard": self.number, "position": cursor.position})
             self.state = "publishing"
@@ -203,13 +205,8 @@ class Shard:
         """
         if self._options.delivery != "at-least-once" or not self._router.positions_in_headers:
             return {}
-        mine = [
-            (topic, number)
-            for topic, count in self._topics.partitions.items()
-            for number in range(self.number, count, self._shards)
-        ]
         group = f"{self._cursor_topic}-reader"
-        tails = await asyncio.to_thread(read_tails, self._kafka, mine, group=group)
+        tails = await asyncio.to_thread(read_tails, self._kafka, self._mine(), group=group)
         ahead = {partition: tail for partition, tail in tails.items() if tail.position > cursor.position}
         for tail in ahead.values():
             if tail.event_id:
@@ -234,6 +231,8 @@ class Shard:
                         sending = None
                     if self.stopping:
                         return cursor
+                    if sender.disturbed:
+                        raise _BeginAnew
                     if self.paused:
                         await self._stay_paused()
                     elif self.retry:
@@ -267,6 +266,9 @@ class Shard:
             if sending is not None:
                 with suppress(Exception):  # an older error ends this life, or a stop does
                     await sending
+
+    def _mine(self) -> list[PartitionId]:
+        return partitions_of_shard(self._topics.partitions, self.number, self._shards)
 
     def _breaks(self) -> bool:
         return self.stopping or self.paused or self.retry
@@ -310,6 +312,8 @@ class Shard:
         await self._rows.park(self.number, batch.parked)
         passed = batch.cursor.position - self._written.position
         if batch.records or batch.parked or even_if_empty or passed >= _UNWRITTEN_EVENTS:
+            if sender.disturbed:
+                raise _BeginAnew
             cursor = await self._with_link(batch.cursor)
             try:
                 if packed is None:
@@ -327,7 +331,7 @@ class Shard:
             self._limit = min(2 * self._limit, self._options.batch_events)
         self.position = batch.cursor.position
         self._well()
-        if not sender.usable:
+        if not sender.usable or sender.disturbed:
             raise _BeginAnew
 
     async def _park(self, events: Sequence[Stored], reason: str) -> None:

@@ -20,7 +20,7 @@ from ..schemas import IntegrityError, Unavailable
 from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error
 from .state import PinnedTopic, RelayState, stale_topics
 
-__all__ = ["TopicSettings", "Topics", "ensure_topic"]
+__all__ = ["TopicSettings", "Topics", "ensure_topic", "partitions_of_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ class FoundTopic(NamedTuple):
     partitions: int
     kafka_id: str
     max_message_bytes: int
+
+
+def partitions_of_shard(partitions: Mapping[str, int], shard: int, shards: int) -> list[tuple[str, int]]:
+    """Return those of topics' partitions that one of so many shards publishes to. `partitions` says how many a topic has."""
+    return [(topic, number) for topic, count in partitions.items() for number in range(shard, count, shards)]
 
 
 class Topics:

@@ -24,6 +24,7 @@ HEARTBEAT: Final = 12
 INIT_PRODUCER_ID: Final = 22
 ADD_PARTITIONS_TO_TXN: Final = 24
 END_TXN: Final = 26
+WRITE_TXN_MARKERS: Final = 27
 CONSUMER_GROUP_HEARTBEAT: Final = 68
 
 Moment = Literal["before", "unanswered", "answered"]
@@ -47,7 +48,7 @@ class Trap:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def springs(self, request: bytes, moment: Moment) -> bool:
-        if self.sprung or moment != self.moment or _api_key(request) != self.api_key or self.about not in request:
+        if self.sprung or moment != self.moment or api_key(request) != self.api_key or self.about not in request:
             return False
         if self.skip:
             self.skip -= 1
@@ -205,8 +206,8 @@ class KafkaProxy(Proxy):
             frame = await _frame(reader)
             await self._spring(frame, "before")
             asked[struct.unpack_from(">i", frame, 8)[0]] = frame
-            self.requests[_api_key(frame)] += 1
-            await self._forward(frame, writer)
+            self.requests[api_key(frame)] += 1
+            await self._forward(self._altered(frame, frame), writer)
 
     async def _responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[int, bytes]) -> None:
         broker = b"127.0.0.1" + struct.pack(">i", self._server_port)
@@ -216,8 +217,12 @@ class KafkaProxy(Proxy):
             request = asked.pop(struct.unpack_from(">i", frame, 4)[0])
             frame = frame.replace(broker, proxy)  # in Metadata, FindCoordinator, and since KIP-951 in Produce and Fetch too
             await self._spring(request, "unanswered")
-            await self._forward(frame, writer)
+            await self._forward(self._altered(frame, request), writer)
             await self._spring(request, "answered")
+
+    def _altered(self, frame: bytes, request: bytes) -> bytes:
+        """Return what goes on in place of a request, or of the answer to it."""
+        return frame
 
     async def _spring(self, request: bytes, moment: Moment) -> None:
         if (trap := self.trap) is not None and trap.springs(request, moment):
@@ -251,7 +256,7 @@ class PostgresProxy(Proxy):
             raise ConnectionResetError
 
 
-def _api_key(request: bytes) -> int:
+def api_key(request: bytes) -> int:
     return int(struct.unpack_from(">h", request, 4)[0])
 
 

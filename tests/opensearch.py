@@ -97,7 +97,12 @@ class OpenSearchService(Service):
 async def rows_of(server: SearchServer, table: str) -> list[dict[str, Any]]:
     """Return the rows that searches find, in the order of their ids, without what the sink adds."""
     await server.call("POST", f"/{table}/_refresh")
-    hits = (await server.call("POST", f"/{table}/_search", {"size": 10_000}))["hits"]["hits"]
+    answer = await server.call("POST", f"/{table}/_search", {"size": 10_000}, scroll="1m")
+    hits: list[Any] = []
+    while found := answer["hits"]["hits"]:  # a search finds 10,000 documents at most
+        hits += found
+        answer = await server.call("POST", "/_search/scroll", {"scroll": "1m", "scroll_id": answer["_scroll_id"]})
+    await server.call("DELETE", "/_search/scroll", {"scroll_id": answer["_scroll_id"]})
     return [
         {column: value for column, value in hit["_source"].items() if not column.startswith("@")}
         for hit in sorted(hits, key=lambda hit: str(hit["_id"]))

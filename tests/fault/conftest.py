@@ -51,13 +51,14 @@ class Spine:
         await asyncio.gather(*(append_orders() for _ in range(at_once)))
 
     @asynccontextmanager
-    async def load(self) -> AsyncIterator[None]:
-        """Append without pause while the block runs."""
+    async def load(self, *, pause_s: float = 0.0) -> AsyncIterator[None]:
+        """Append while the block runs, 20 orders at a time, with a pause behind each."""
         done = asyncio.Event()
 
         async def append_until_done() -> None:
             while not done.is_set():
                 await self.append(20, at_once=1)
+                await asyncio.sleep(pause_s)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(append_until_done())

@@ -73,7 +73,7 @@ async def test_consumers_and_the_server_are_killed(
     """Consumers die with documents on the way, the server dies in the middle of a bulk and comes back, twice."""
     reader, relay = Reader(spine, server), spine.run.relay()
     victim = reader.consumer(proxy.dsn)
-    async with spine.load():
+    async with spine.load(pause_s=0.2):
         await wait_for(reader.applied, lambda applied: applied > 100, timeout_s=60)
         for moment in ("half", "unanswered"):
             proxy.strike = Strike("documents", moment)

@@ -44,7 +44,7 @@ async def test_redis_killed_and_a_consumer_frozen(spine: Spine, redis_server: Re
         await wait_for(applied, lambda count: count > before, timeout_s=30)
 
     frozen = spine.run.command(["consume", "tests.projections:OrderTotals"], **settings)
-    async with spine.load():
+    async with spine.load(pause_s=0.2):
         await goes_on()
         for lost in (0, _LOST_BYTES, 0):
             redis_server.kill()

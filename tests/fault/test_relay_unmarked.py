@@ -87,7 +87,7 @@ async def spine(
         yield Spine(store, pool, broker.endpoint, topic_prefix, run)
 
 
-@pytest.mark.parametrize(("topics", "dies"), [("", "relay"), ("-cursors", "relay"), ("Order", "relay"), ("", "broker")])
+@pytest.mark.parametrize(("topics", "dies"), [("-cursors", "relay"), ("", "broker")])
 async def test_commits_whose_markers_were_forgotten(broker: TalkingToItself, spine: Spine, topics: str, dies: str) -> None:
     relay = spine.run.relay()
     await spine.append(50)

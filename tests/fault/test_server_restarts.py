@@ -11,7 +11,7 @@ from tests.waiting import wait_for
 
 async def test_broker_killed_and_restarted(spine: Spine, stack: Any) -> None:
     relay, consumer = spine.run.relay(relay_batch_events=1000), spine.run.consumer()
-    async with spine.load():
+    async with spine.load(pause_s=0.2):
         await wait_for(spine.applied, lambda applied: applied > 100, timeout_s=30)
         await asyncio.to_thread(stack.kafka.kill)
         try:
@@ -27,7 +27,7 @@ async def test_broker_killed_and_restarted(spine: Spine, stack: Any) -> None:
 
 async def test_postgres_killed_and_restarted(spine: Spine, stack: Any) -> None:
     relay, consumer = spine.run.relay(relay_batch_events=1000), spine.run.consumer()
-    async with spine.load():
+    async with spine.load(pause_s=0.2):
         await wait_for(spine.applied, lambda applied: applied > 100, timeout_s=30)
         await asyncio.to_thread(stack.postgres.kill)
         await asyncio.to_thread(stack.postgres.start)

@@ -142,7 +142,7 @@ class Shard:
                 await self._live()
 
     async def _live(self) -> None:
-        """One producer's life. The order of the first steps is what makes a restart safe: fence, then read."""
+        """One producer's life. The order of the first steps is what makes a restart safe: fence, end, then read."""
         self.state = "starting"
         await self._check_held(self.number)
         await self._topics.check()

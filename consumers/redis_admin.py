@@ -103,7 +103,7 @@ class RedisProjectionAdmin:
         """Remove a projection's rows and forget how far it was; return in how many partitions. It begins anew at once."""
         keys, token = Keys.of(projection.name), secrets.token_hex(8)
         async with translated(self._client):
-            control = [keys.places, keys.parked, keys.records, keys.asked, keys.tables, keys.sweeping]
+            control = [keys.places, keys.parked, keys.records, keys.asked, keys.tables, keys.sweeping, keys.begun]
             partitions = int(await self._reset(control, [token]))
         await sweep(self._client, projection.name, token.encode())
         return partitions

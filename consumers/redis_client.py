@@ -29,10 +29,21 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..schemas import EventspineError, ProjectionError, SettingsError, Unavailable
+from ..schemas import EventspineError, IntegrityError, ProjectionError, SettingsError, Unavailable
 from .places import Partition, Place
 
-__all__ = ["PROJECTIONS", "Keys", "Record", "StoredPlace", "load_script", "open_redis", "partition_of", "place_id", "translated"]
+__all__ = [
+    "PROJECTIONS",
+    "Keys",
+    "Record",
+    "StoredPlace",
+    "load_script",
+    "open_redis",
+    "partition_of",
+    "place_id",
+    "torn",
+    "translated",
+]
 
 PROJECTIONS: Final = "eventspine:projections"
 """The names of all projections that were ever prepared."""
@@ -90,6 +101,7 @@ class Keys(NamedTuple):
     paused: str  # is there while the projection is paused
     sweeping: str  # is there from a reset until its rows are gone
     scratch: str  # for sums beyond the numbers of Lua
+    begun: str  # set: a token, from a script's first write to its last; one that stays is a script that was applied in part
 
     @classmethod
     def of(cls, projection: str) -> Keys:
@@ -101,6 +113,15 @@ class Keys(NamedTuple):
         if not projection or "{" in projection or "}" in projection:
             raise ProjectionError(f"projection {projection!r}: in Redis, its name has to be one, and without braces")
         return cls(*(f"{{{projection}}}::{name}" for name in cls._fields))
+
+
+def torn(projection: str) -> IntegrityError:
+    """Return what to say of a projection of which a script was applied in part."""
+    return IntegrityError(
+        f"projection {projection}: Redis applied a part of a batch, because its append-only file was cut in a transaction. Rows "
+        f"may be wrong, so nothing more is applied: build it again (`eventspine projections reset {projection}`), and set "
+        "aof-load-truncated no in Redis"
+    )
 
 
 def place_id(partition: Partition) -> str:

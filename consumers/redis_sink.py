@@ -20,7 +20,7 @@ from .folding import Folded, Refused
 from .parked import Asked, Kept, Parked
 from .places import Partition, Place
 from .projection import Projection
-from .redis_client import PROJECTIONS, Keys, Record, StoredPlace, load_script, partition_of, place_id, translated
+from .redis_client import PROJECTIONS, Keys, Record, StoredPlace, load_script, partition_of, place_id, torn, translated
 from .redis_table import RedisTable
 from .sink import Claimed, Look, Work
 from .sql_writer import Sql
@@ -94,11 +94,15 @@ class RedisSink:
         arguments = [each for partition, topic_id in sorted(partitions.items()) for each in (place_id(partition), topic_id)]
         async with translated(self._client):
             while True:
-                said, *answer = await self._claim([keys.places, keys.parked, keys.sweeping], [self._owner, *arguments])
+                said, *answer = await self._claim(
+                    [keys.places, keys.parked, keys.sweeping, keys.begun], [self._owner, *arguments]
+                )
                 if said != b"sweeping":
                     break
                 logger.info("goes on with a reset that is not at its end", extra={"projection": projection.name})
                 await sweep(self._client, projection.name, answer[0])
+        if said == b"torn":
+            raise torn(projection.name)
         if said == b"on kafka":
             raise ProjectionError(
                 f"projection {projection.name} has gone on from Kafka, and can't be read from the log again: leave "
@@ -127,6 +131,7 @@ class RedisSink:
 
         Raises:
             Fenced: somebody else owns one of the partitions now, or Redis has lost what it knew. Nothing was written.
+            IntegrityError: a part of a batch was applied.
             Refused: a row that is inserted is there, or a value does not fit its column.
             ProjectionError: an increment of a type that Redis can't add.
         """
@@ -137,7 +142,7 @@ class RedisSink:
                 await self._fetch(tables, folded.missing, read)
                 folded = work.fold(_rows(tables, read))
             call = _Call(Keys.of(projection.name), tables)
-            call.add_places(self._owner, work)
+            call.add_places(self._owner, secrets.token_hex(8), work)
             call.add_reads(read)
             call.add_writes(folded.writes)
             call.add_parked(work.settled, work.park(folded))
@@ -147,6 +152,8 @@ class RedisSink:
                 break
             await self._fetch(tables, {name: list(found) for name, found in read.items()}, read)
             folded = work.fold(_rows(tables, read))
+        if said == b"torn":
+            raise torn(projection.name)
         if said == b"fenced":
             raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now, or Redis lost it")
         if said == b"refused":
@@ -201,17 +208,17 @@ class _Call:
     """Keys and arguments of the script that writes."""
 
     def __init__(self, keys: Keys, tables: Mapping[str, RedisTable]) -> None:
-        self.keys: list[str] = [keys.places, keys.parked, keys.records, keys.asked, keys.scratch]
+        self.keys: list[str] = [keys.places, keys.parked, keys.records, keys.asked, keys.scratch, keys.begun]
         self.arguments: list[str | bytes] = []
         self._tables = tables
 
-    def add_places(self, owner: str, work: Work) -> None:
+    def add_places(self, owner: str, token: str, work: Work) -> None:
         places = []
         for partition, after in work.after.items():
             before = work.before[partition]
             numbers = (before.epoch, before.next_offset, after.next_offset, after.last_position, after.events, after.last_late)
             places.append([place_id(partition), *map(str, numbers)])
-        self.arguments += [owner, _pack(places)]
+        self.arguments += [owner, token, _pack(places)]
 
     def add_reads(self, read: Read) -> None:
         packed = []

@@ -1,12 +1,16 @@
 -- Become the owner of partitions: raise their epochs, which fences an older owner. Partitions of Kafka begin where the log
 -- (topic "") was read to, and whoever reads that is fenced, too.
---   KEYS  places, parked, sweeping
+--   KEYS  places, parked, sweeping, begun
 --   ARGV  owner; then for each partition: place ("topic:number"), the id of its topic
 --   ->    "claimed", {for each partition: place, topic id at first sight, epoch, next_offset, last_position, events, last_late,
 --         built_to, {streams of which events are set aside}}
+--      or "torn": a part of a script was applied
 --      or "sweeping", token: a reset is not at its end
 --      or "on kafka": the projection has gone on from Kafka, and can't be read from the log
 --      or "parked from the log"
+if redis.call('SCARD', KEYS[4]) > 0 then
+  return {'torn'}
+end
 local sweeping = redis.call('GET', KEYS[3])
 if sweeping then
   return {'sweeping', sweeping}

@@ -1,7 +1,8 @@
 -- Write a batch: all of it, or nothing. Lua takes nothing back, so whatever can be refused is found before the first write.
---   KEYS  places, parked, records, asked, scratch; then the rows: those that were read, those that change once, those that
+-- Where the file that Redis starts from was cut within a batch, a part of it may be applied after all; then its token stays.
+--   KEYS  places, parked, records, asked, scratch, begun; then the rows: those that were read, those that change once, those that
 --         change several times, each in the order of ARGV
---   ARGV  owner; then in MessagePack, numbers as text:
+--   ARGV  owner, token; then in MessagePack, numbers as text:
 --     places    for each partition: place ("topic:number"), epoch, next_offset before; next_offset, last_position, events, last_late
 --     reads     for each table: columns, rows; a row as it was read
 --     shapes    table, kind of write, how many columns the key has, columns (the key's first), columns that are added to, how:
@@ -11,14 +12,15 @@
 --     settled   ids ("topic:number:position") of records that are set aside no longer
 --     parked    for each event to be set aside: id, its member in `parked` ("" if it is skipped), its record in JSON
 --   ->    "written"
+--      or "torn": a part of a script was applied before
 --      or "fenced": somebody else owns a partition now
 --      or "changed": a row is not as it was read
 --      or "refused", why
-local PLACES, PARKED, RECORDS, ASKED, SCRATCH, at = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], 5
-local owner = ARGV[1]
-local places, reads, shapes = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4])
-local changes, repeated = cmsgpack.unpack(ARGV[5]), cmsgpack.unpack(ARGV[6])
-local settled, parked = cmsgpack.unpack(ARGV[7]), cmsgpack.unpack(ARGV[8])
+local PLACES, PARKED, RECORDS, ASKED, SCRATCH, BEGUN, at = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], 6
+local owner, token = ARGV[1], ARGV[2]
+local places, reads, shapes = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[5])
+local changes, repeated = cmsgpack.unpack(ARGV[6]), cmsgpack.unpack(ARGV[7])
+local settled, parked = cmsgpack.unpack(ARGV[8]), cmsgpack.unpack(ARGV[9])
 local call = redis.call
 local scratched = false
 
@@ -76,6 +78,9 @@ end
 
 -- What can be in the way
 
+if call('SCARD', BEGUN) > 0 then
+  return {'torn'}
+end
 for _, place in ipairs(places) do
   local stored = call('HGET', PLACES, place[1])
   stored = stored and cjson.decode(stored)
@@ -174,6 +179,7 @@ end
 
 -- From here on nothing is refused, but by the very first write: a replica, or no memory
 
+call('SADD', BEGUN, token)
 for _, place in ipairs(places) do
   local stored = place.stored
   stored.next_offset, stored.last_position, stored.events, stored.last_late = place[4], place[5], place[6], place[7]
@@ -231,4 +237,5 @@ end
 if scratched then
   call('DEL', SCRATCH)
 end
+call('SREM', BEGUN, token)
 return {'written'}

@@ -17,7 +17,7 @@ from eventspine.consumers.redis_client import open_redis
 from eventspine.consumers.redis_sink import RedisSink
 from eventspine.consumers.sink import Work
 from eventspine.read_model import open_sink
-from eventspine.schemas import EventspineError, SettingsError
+from eventspine.schemas import EventspineError, IntegrityError, SettingsError
 from tests.contract.sinks import P0, Run, redis_rows
 from tests.contract.test_sink import POISON, Things, change, thing
 from tests.event_types import paid, placed
@@ -207,6 +207,32 @@ async def test_a_server_that_evicts_is_refused(own_server: RedisService) -> None
             await run(client)
         await client.config_set("maxmemory-policy", "volatile-lru")  # nothing of ours has a time to live
         await run(client)
+
+
+async def test_a_batch_of_which_a_part_was_applied_is_found(own_server: RedisService) -> None:
+    """A file that ends within a transaction: Redis keeps the whole commands, and runs them with the next transaction."""
+    async with open_redis(own_server.endpoint) as client:
+        owner = await run(client)
+        await owner.apply(*(change("increment", id=each, n=1) for each in "abc"))
+    own_server.kill()
+    file = max(own_server.folder.rglob("*.aof"), key=lambda file: file.stat().st_size)
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b"{things}:things:c")])  # within the last row's command
+    own_server.start()
+    async with open_redis(own_server.endpoint) as client:
+        owner = await run(client)
+        assert (owner.place.next_offset, await rows(client)) == (0, [])
+        await owner.apply(change("increment", id="a", n=1))
+    own_server.kill()
+    own_server.start()
+    async with open_redis(own_server.endpoint) as client:
+        assert [row["id"] for row in await rows(client)] == ["a", "b"]  # so far, b was in no batch that was written
+        with pytest.raises(IntegrityError, match="Redis applied a part of a batch"):
+            await run(client)
+        await RedisProjectionAdmin(client).reset(Things())
+        owner = await run(client)
+        await owner.apply(change("increment", id="a", n=1))
+        assert [row["id"] for row in await rows(client)] == ["a"]
 
 
 async def test_a_replica_and_logins(own_server: RedisService) -> None:

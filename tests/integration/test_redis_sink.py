@@ -174,7 +174,7 @@ async def test_a_reset_that_was_cut_off_is_ended_by_the_next_owner(client: Any) 
     owner = await run(client)
     await owner.apply(*(change("upsert", id=f"{n}") for n in range(3)))
     admin = RedisProjectionAdmin(client)
-    control = [f"{{things}}::{name}" for name in ("places", "parked", "records", "asked", "tables", "sweeping")]
+    control = [f"{{things}}::{name}" for name in ("places", "parked", "records", "asked", "tables", "sweeping", "begun")]
     await admin._reset(control, ["token"])
     heir = await run(client)
     assert await rows(client) == []

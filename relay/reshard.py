@@ -46,7 +46,7 @@ async def reshard(
     await topics.ensure_cursors(cursor_topic(prefix), max(view.shards, shards), TOPIC_SETTINGS)
     partitions = {topic: pinned.partitions for topic, pinned in (await state.pinned_topics()).items() if not pinned.rebuilding}
     for number in range(view.shards):
-        await _close(kafka, prefix, name, number, view.shards, view.generation, partitions)
+        await _close(kafka, state, prefix, name, number, view.shards, view.generation, partitions)
     if not await state.set_shards(shards, ends=view.generation):
         raise Unavailable("another process changed the number of shards meanwhile: look at `eventspine relay status`")
     return True
@@ -61,7 +61,14 @@ async def _wait_until_free(state: RelayState, timeout_s: float) -> None:
 
 
 async def _close(
-    kafka: str | KafkaAccess, prefix: str, name: str, number: int, shards: int, generation: int, partitions: Mapping[str, int]
+    kafka: str | KafkaAccess,
+    state: RelayState,
+    prefix: str,
+    name: str,
+    number: int,
+    shards: int,
+    generation: int,
+    partitions: Mapping[str, int],
 ) -> None:
     topic, key = cursor_topic(prefix), f"{name}@{generation}"
     async with publishing(lambda: TransactionalPublisher(kafka, transactional_id(prefix, name, number))) as sender:
@@ -77,6 +84,8 @@ async def _close(
                 f"shard {number} has not come to position {passed} yet, where the change of shards before this one ends: let the "
                 "relay run until it has (`eventspine relay resume`), then change the number again"
             )
+        if cursor.unparked:  # the shard's last life may have died between Kafka's commit and this
+            await state.unpark(cursor.unparked, late=cursor.late)
         closing = msgspec.structs.replace(cursor, generation=generation, shards=shards, unparked=())
         await sender.send([], Record(topic, number, key.encode(), closing.to_bytes(), []))
     logger.info("shard closed", extra={"shard": number, "position": cursor.position})

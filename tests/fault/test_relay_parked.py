@@ -74,9 +74,9 @@ async def test_a_refused_record_parks_its_stream_alone(spine: Spine) -> None:
     await spine.check()
 
 
-@pytest.mark.parametrize("moment", ["before", "unanswered"])
-async def test_killed_while_it_publishes_late(spine: Spine, moment: Moment) -> None:
-    """It dies before Kafka's commit, or behind it and before the rows of what was parked are deleted."""
+@pytest.mark.parametrize(("moment", "shards"), [("before", 1), ("unanswered", 1), ("unanswered", 2)])
+async def test_killed_while_it_publishes_late(spine: Spine, moment: Moment, shards: int) -> None:
+    """It dies before Kafka's commit, or behind it and before the rows of what was parked are deleted; its successors are more."""
     topic = f"{spine.topic_prefix}Order"
     await make_topic(spine.bootstrap, topic, max_message_bytes=SMALL)
     parked = await append(spine, "Order-a", big(), big(1))
@@ -90,6 +90,8 @@ async def test_killed_while_it_publishes_late(spine: Spine, moment: Moment) -> N
         await spine.command("relay", "parked", "retry")
         assert await victim.ended() == -9
     assert await spine.parked() == parked
+    if shards > 1:
+        await spine.command("relay", "reshard", str(shards))
     relay = spine.run.relay(relay_lease_s=1)
     await wait_for(spine.parked, lambda left: not left)
     await append(spine, "Order-a", big(1))

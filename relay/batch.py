@@ -49,16 +49,18 @@ def build_batch(
     shard: int,
     shards: int,
     floors: Sequence[int],
-    parked: Set[str],
+    parked: Mapping[str, int],
+    published_late: Set[int] = frozenset(),
     tails: Mapping[tuple[str, int], int] = _NONE,
     topic_ids: Mapping[str, str] | None = None,
 ) -> Batch | Unknown:
     """Return what a shard publishes of events that follow each other; `cursor` is behind the last.
 
     `partitions` says how many each topic has, `floors` up to where an earlier generation of shards has published (by old shard,
-    partition p by shard p % len(floors)), `parked` which streams are set aside, `tails` up to where a partition is known to be
-    published, whatever the cursor says. An event that can't be routed is parked, and what
-    follows in its stream behind it. With `topic_ids`, records are linked to those before them, and the cursor says so.
+    partition p by shard p % len(floors)), `parked` which streams are set aside, and from which position on, `tails` up to where a
+    partition is known to be published, whatever the cursor says, `published_late` what else is. An event that can't be routed is
+    parked, and what follows in its stream behind it. With `topic_ids`, records are linked to those before them, and the cursor
+    says so.
     """
     records: list[Record] = []
     sources: list[Stored] = []
@@ -77,7 +79,7 @@ def build_batch(
         except Exception as error:  # a user's function may raise anything; whatever it is concerns this event alone
             if sharded and _shard_of_stream(event.stream_id, shards) != shard:
                 continue
-            waits = event.stream_id in parked or event.stream_id in aside_streams
+            waits = parked.get(event.stream_id, event.global_position) < event.global_position or event.stream_id in aside_streams
             reason = BEHIND_PARKED if waits else f"{type(error).__name__}: {error}"
             aside.append(Parked(event.global_position, event.stream_id, reason, 0 if waits else 1))
             aside_streams.add(event.stream_id)
@@ -94,7 +96,9 @@ def build_batch(
             continue
         if tails and event.global_position <= tails.get((topic, partition), 0):
             continue
-        if event.stream_id in parked or event.stream_id in aside_streams:
+        if event.global_position in published_late:
+            continue
+        if event.stream_id in aside_streams or parked.get(event.stream_id, event.global_position + 1) <= event.global_position:
             aside.append(Parked(event.global_position, event.stream_id, BEHIND_PARKED, 0))
             continue
         if failed:

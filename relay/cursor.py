@@ -185,7 +185,9 @@ def begin(cursors: Mapping[tuple[str, int], Cursor], name: str, shard: int, gene
 def read_cursors(
     kafka: str | KafkaAccess, topic: str, keys: Iterable[str], *, timeout_s: float = 30.0
 ) -> dict[tuple[str, int], Cursor]:
-    """Read the cursors' topic to its end (committed records only) and return the last cursor of each key and partition.
+    """Read the cursors' topic to its end (committed records only) and return the furthest cursor of each key and partition.
+
+    That is the last one, except without transactions: there a process that lost its shard may write an older one behind it.
 
     A shard must do this after `init_transactions()`: that has ended the transaction of whoever published it before, so the last
     stable offset of its partition lies behind its last commit, and nothing that was committed can be missed here.
@@ -222,10 +224,16 @@ def read_cursors(
                     raise kafka_error(error, "to read the relay's cursor")
                 value, key = message.value(), message.key()
                 if key in wanted and value is not None:
-                    cursors[wanted[key], message.partition() or 0] = Cursor.from_bytes(value)
+                    cursor, place = Cursor.from_bytes(value), (wanted[key], message.partition() or 0)
+                    cursors[place] = max(cursor, cursors.get(place, START), key=_how_far)  # the later one if they are equal
     finally:
         consumer.close()
     return cursors
+
+
+def _how_far(cursor: Cursor) -> tuple[int, int, int, int]:
+    """Return what only rises from a cursor of a shard to its next one."""
+    return cursor.generation, cursor.position, cursor.late + len(cursor.retrying), -len(cursor.retrying)
 
 
 def read_cursor(kafka: str | KafkaAccess, topic: str, name: str, *, shard: int = 0, timeout_s: float = 30.0) -> Cursor:

@@ -106,7 +106,8 @@ class Shard:
         self._well = well
         self._cursor_topic = cursor_topic(options.prefix)
         self._limit = self._late_limit = options.batch_events
-        self._parked: set[str] = set()
+        self._parked: dict[str, int] = {}  # streams, and from which position on
+        self._published_late: set[int] = set()
         self._given_up: tuple[int, ...] = ()
         self._floors: Sequence[int] = ()
         self._tails: dict[tuple[str, int], int] = {}  # of partitions whose last life may have been ahead of its cursor
@@ -193,6 +194,7 @@ class Shard:
         self.position = cursor.position
         self._linked_at = float("-inf")
         self._parked = await self._rows.parked_streams()
+        self._published_late = await self._rows.published_late(cursor.position)
         self._tails = await self._find_tails(cursor)
         self._written = cursor = with_published(cursor, self._tails, self._topics.ids)
         return cursor
@@ -251,7 +253,7 @@ class Shard:
                     reading = asyncio.create_task(self._read_after(cursor))
                 batch = await self._build(events, cursor)
                 cursor = batch.cursor
-                self._parked |= {each.stream_id for each in batch.parked}
+                self._note_parked(batch.parked)
                 packed = await sender.pack(self._dressed(batch)) if sending is not None else None
                 if sending is not None:
                     await sending
@@ -293,7 +295,8 @@ class Shard:
                 shard=self.number,
                 shards=self._shards,
                 floors=() if late else self._floors,
-                parked=frozenset() if late else self._parked,
+                parked={} if late else self._parked,
+                published_late=frozenset() if late else self._published_late,
                 tails={} if late else self._tails,
                 topic_ids=None if late or not self._router.positions_in_headers else self._topics.ids,
             )
@@ -340,8 +343,12 @@ class Shard:
         logger.warning("event at position %d is parked: %s", first.global_position, reason, extra={"stream": first.stream_id})
         aside = [Parked(first.global_position, first.stream_id, reason, 1)]
         aside += [Parked(each.global_position, each.stream_id, BEHIND_PARKED, 0) for each in others]
-        self._parked.add(first.stream_id)
+        self._note_parked(aside)
         await self._rows.park(self.number, aside)
+
+    def _note_parked(self, parked: Sequence[Parked]) -> None:
+        for each in parked:
+            self._parked[each.stream_id] = min(self._parked.get(each.stream_id, each.position), each.position)
 
     async def _retry_parked(self, sender: Publisher, cursor: Cursor) -> Cursor:
         """Publish parked streams that somebody asked to try again, each in order, in a transaction; what fails is parked again.

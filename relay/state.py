@@ -28,6 +28,7 @@ _PIN_TOPIC = load_sql(_SQL, "sql/pin_topic")
 _PINNED_TOPICS = load_sql(_SQL, "sql/pinned_topics")
 _PARK = load_sql(_SQL, "sql/park")
 _PARKED_STREAMS = load_sql(_SQL, "sql/parked_streams")
+_PUBLISHED_LATE = load_sql(_SQL, "sql/published_late")
 _TO_RETRY = load_sql(_SQL, "sql/parked_to_retry")
 _UNPARK = load_sql(_SQL, "sql/unpark")
 _LIST_PARKED = load_sql(_SQL, "sql/list_parked")
@@ -149,8 +150,13 @@ class RelayState:
             streams, tries = [each.stream_id for each in parked], [each.tries for each in parked]
             await self._execute(_PARK, self.relay_id, shard, [each.position for each in parked], streams, reasons, tries)
 
-    async def parked_streams(self) -> set[str]:
-        return {row["stream_id"] for row in await self._fetch(_PARKED_STREAMS, self.relay_id)}
+    async def parked_streams(self) -> dict[str, int]:
+        """Return the streams that are parked, and from which position on."""
+        return {row["stream_id"]: row["first"] for row in await self._fetch(_PARKED_STREAMS, self.relay_id)}
+
+    async def published_late(self, after: int) -> set[int]:
+        """Return the positions, behind one, of the events that were published late."""
+        return {row["global_position"] for row in await self._fetch(_PUBLISHED_LATE, self.relay_id, after)}
 
     async def parked_to_retry(self) -> list[tuple[int, str]]:
         """Return position and stream of the parked events of streams that are to be tried again, in order.

@@ -16,7 +16,9 @@ from .topic_reader import PartitionId, found_of
 __all__ = ["Tail", "read_tails"]
 
 _DOING: Final = "to see how far topics are published"
-_LAST: Final = 16  # records to look at; more where they are all late, or the marks of transactions
+# Records to look at; more where they are all late, or the marks of transactions. Without transactions, the last ones may repeat
+# older ones, if a process that lost its shard wrote them.
+_LAST: Final = 256
 
 
 class Tail(NamedTuple):
@@ -63,7 +65,7 @@ def read_tails(
                 starts = {each: max(lows[each], highs[each] - last) for each in wanted}
                 tails |= _last_in_order(consumer, starts, timeout_s)
                 wanted = {each for each in wanted if not tails[each].position and starts[each] > lows[each]}
-                last *= 64
+                last *= 16
     finally:
         consumer.close()
     return tails

@@ -1,3 +1,3 @@
--- The streams that are parked.
---   $1 relay_id text
-SELECT DISTINCT stream_id FROM relay_parked WHERE relay_id = $1
+-- The streams that are parked, and from which position on.
+--   $1 relay_id text   ->   stream_id text, first bigint
+SELECT stream_id, min(global_position) AS first FROM relay_parked WHERE relay_id = $1 GROUP BY stream_id

@@ -3,12 +3,14 @@ relay dies."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Any
 
 import pytest
 
 from eventspine import ANY, Event
+from tests.event_types import paid
 from tests.fault.conftest import Spine
 from tests.fault.proxy import END_TXN, PRODUCE, Moment, Trap, kafka_proxy
 from tests.fault.topics import make_topic, set_max_message_bytes
@@ -192,6 +194,41 @@ async def test_what_was_taken_is_not_parked_when_it_would_be_refused_now(spine: 
     assert not await spine.parked()
     await relay.stop()
     await spine.check_published()
+
+
+async def test_a_process_that_lost_its_shard_writes_late_without_transactions(spine: Spine) -> None:
+    """Its records and its cursor come behind those of its heir, and the next life goes on where the heir was."""
+    topic = f"{spine.topic_prefix}Order"
+    await make_topic(spine.bootstrap, topic, max_message_bytes=SMALL, partitions=1)
+    settings: dict[str, Any] = {"relay_lease_s": 1, "relay_delivery": "at-least-once"}
+    async with kafka_proxy(spine.bootstrap) as proxy:
+        zombie = spine.run.relay(bootstrap=proxy.bootstrap, **settings)
+        await spine.append(10)
+        await spine.relayed(zombie)
+        proxy.trap = trap = Trap(PRODUCE, "before", zombie.freeze, about=topic.encode(), holds=True)
+        await append(spine, "Order-a", *[paid(n) for n in range(400)])
+        await wait_for(lambda: trap.sprung)
+        heir = spine.run.relay(**settings)
+        parked = await append(spine, "Order-a", big())
+        await spine.append(10)
+        await spine.relayed(heir)
+        assert await spine.parked() == parked
+        before = len(await asyncio.to_thread(read_committed, spine.bootstrap, topic))
+        trap.release()
+        zombie.thaw()
+        await wait_for(lambda: asyncio.to_thread(read_committed, spine.bootstrap, topic), lambda found: len(found) > before)
+        heir.kill()
+        await zombie.stop()
+    await set_max_message_bytes(spine.bootstrap, topic, LARGE)
+    relay = spine.run.relay(**settings)
+    await spine.append(10)
+    await spine.relayed(relay)
+    assert await spine.parked() == parked
+    await spine.command("relay", "parked", "retry")
+    await wait_for(spine.parked, lambda left: not left)
+    await relay.stop()
+    assert late(spine) == parked
+    await spine.check_published(at_least_once=True)
 
 
 async def test_a_refused_batch_holds_up_its_partition_without_transactions(spine: Spine) -> None:

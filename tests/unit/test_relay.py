@@ -128,7 +128,7 @@ def build(events: list[StoredEvent], **options: Any) -> Batch | Unknown:
         "shard": 0,
         "shards": 1,
         "floors": (),
-        "parked": set(),
+        "parked": {},
     }
     return build_batch(events, Cursor(99, _ID), **(defaults | options))
 
@@ -143,7 +143,7 @@ def test_what_a_partition_has_is_neither_published_nor_set_aside_again() -> None
     events = [stored(1), stored(2), stored(3, stream_id="Order-4"), stored(4)]
     partition = built(events[:1]).records[0].partition
     assert partition != built(events[2:3]).records[0].partition
-    batch = built(events, tails={("Order", partition): 2}, parked={"Order-1"})
+    batch = built(events, tails={("Order", partition): 2}, parked={"Order-1": 1})
     assert [event.global_position for event in batch.sources] == [3]
     assert [each.position for each in batch.parked] == [4]
 
@@ -175,9 +175,17 @@ def test_an_event_that_can_not_be_routed_is_parked_with_its_stream() -> None:
 
 def test_what_follows_in_a_parked_stream_is_parked() -> None:
     events = [stored(1), stored(2, stream_id="Order-2"), stored(3, stream_id="Order-bad")]
-    batch = built(events, parked={"Order-1", "Order-bad"})
+    batch = built(events, parked={"Order-1": 1, "Order-bad": 1})
     assert batch.sources == [events[1]]
     assert batch.parked == [Parked(1, "Order-1", BEHIND_PARKED, 0), Parked(3, "Order-bad", BEHIND_PARKED, 0)]
+
+
+def test_what_comes_before_the_parked_event_of_its_stream_is_published() -> None:
+    """It is read again where the cursor was lost: set aside, it would be published late a second time."""
+    events = [stored(1), stored(2), stored(3), stored(4)]
+    batch = built(events, parked={"Order-1": 3}, published_late={2})
+    assert [event.global_position for event in batch.sources] == [1]
+    assert [each.position for each in batch.parked] == [3, 4]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
@@ -242,7 +250,7 @@ def test_records_are_linked_to_those_before_them_in_their_partition() -> None:
             shard=0,
             shards=1,
             floors=(),
-            parked={"Order-3"},
+            parked={"Order-3": 1},
             topic_ids={"Order": "id"},
         )
         assert isinstance(batch, Batch)

@@ -12,6 +12,7 @@ from .parked import Asked, Kept, Parked
 from .places import Item, Partition, Place, new_items
 from .projection import Projection
 from .sink import Sink, Work
+from .table import Key
 
 __all__ = ["Engine", "Staged"]
 
@@ -22,7 +23,9 @@ _NO_ROWS: Final[AllRows] = {}
 
 @dataclass
 class Staged:
-    """A batch that is folded, and not yet written. `generation` says under which sets of parked streams."""
+    """A batch that is folded, and not yet written. `generation` says under which sets of parked streams, `searched` whether the
+    sink was asked which of its rows it refuses.
+    """
 
     items: Sequence[Item]
     new: Sequence[Item]
@@ -30,6 +33,7 @@ class Staged:
     after: dict[Partition, Place]
     generation: int
     folded: Folded | Refused
+    searched: bool = False
 
 
 class Engine:
@@ -111,7 +115,8 @@ class Engine:
                 raise folded
             await self._write(staged.new, staged.before, staged.after, folded)
         except Refused as refused:
-            await self._write_in_parts(staged, refused)
+            if staged.searched or not await self._write_without_faults(staged, folded):
+                await self._write_in_parts(staged, refused)
 
     async def look_at_parked(self) -> bool:
         """Do what somebody asks for parked streams of partitions that are ours; return whether the projection is paused.
@@ -124,6 +129,34 @@ class Engine:
             if asked.partition in self.places:
                 await self._settle(asked)
         return looked.paused
+
+    async def _write_without_faults(self, staged: Staged, folded: Folded | Refused) -> bool:
+        """Set aside the events whose rows are refused, as far as the sink tells which these are; return whether it does.
+
+        Only where one event made such a row by itself: of several, halving finds the first that is at fault.
+        """
+        if (
+            isinstance(folded, Refused)
+            or folded.missing
+            or folded.reads
+            or folded.statements
+            or self._projection.poison == "halt"
+        ):
+            return False
+        refused = await self._sink.refused_rows(self._projection, folded.writes)
+        if not refused:
+            return False
+        touched: dict[tuple[str, Key], list[int]] = {}
+        fold_batch(self._projection, staged.new, _NO_ROWS, self._parked, touched)
+        alone = {row: numbers[0] for row, numbers in touched.items() if len(numbers) == 1 and numbers[0] >= 0}
+        faults = {alone[row]: why for row, why in refused.items() if row in alone}
+        faulty = {id(item): item._replace(fault=faults[number]) for number, item in enumerate(staged.new) if number in faults}
+        if not faulty:
+            return False
+        items, new = ([faulty.get(id(item), item) for item in each] for each in (staged.items, staged.new))
+        left = Staged(items, new, staged.before, staged.after, self._generation, self._fold_first(new), searched=True)
+        await self.write(left)
+        return True
 
     async def _write_in_parts(self, staged: Staged, refused: Refused) -> None:
         """Find the event that is refused by halving, and set it aside, or halt."""
@@ -143,7 +176,7 @@ class Engine:
             new, after = new_items(part, before)
             if after:
                 starts = {partition: before[partition] for partition in after}
-                await self.write(Staged(part, new, starts, after, self._generation, self._fold_first(new)))
+                await self.write(Staged(part, new, starts, after, self._generation, self._fold_first(new), searched=True))
                 before = before | after
 
     async def _write(

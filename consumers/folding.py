@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..schemas import Event, EventspineError, ProjectionError
 from .places import Item, Partition
 from .projection import Projection
-from .table import NotLoaded, Rows, TableWriter, Write
+from .table import Key, NotLoaded, Rows, TableWriter, Write
 
 __all__ = ["BEHIND_PARKED", "AllRows", "Aside", "Folded", "Refused", "fold", "fold_batch"]
 
+_MANY = -1
 BEHIND_PARKED = "waits behind a parked event of its stream"
 
 AllRows = Mapping[str, Rows]
@@ -61,11 +62,17 @@ def fold(projection: Projection, events: Sequence[Event], rows: AllRows | None =
 
 
 def fold_batch(
-    projection: Projection, items: Sequence[Item], rows: AllRows, parked: Mapping[Partition, Collection[str]]
+    projection: Projection,
+    items: Sequence[Item],
+    rows: AllRows,
+    parked: Mapping[Partition, Collection[str]],
+    touched: dict[tuple[str, Key], list[int]] | None = None,
 ) -> Folded:
     """Run the handlers over a batch; what fails, or follows in a stream of which an event failed, is set aside.
 
-    `parked` says of which streams events are set aside already. An event that failed is tried a second time before.
+    `parked` says of which streams events are set aside already. An event that failed is tried a second time before. `touched`
+    takes, by table and key, the places in `items` of the events whose handlers changed a row, in order; -1 where a handler of
+    batches did.
 
     Raises:
         ProjectionError: something failed, and the projection's policy is to halt.
@@ -94,7 +101,9 @@ def fold_batch(
                     fresh.add(stream)
             elif item.event is not None:
                 left.append((number, item.event))
-        done = _run(projection, left, rows)
+        if touched is not None:
+            touched.clear()
+        done = _run(projection, left, rows, touched)
         new = {number: reason for number, reason in done.failed.items() if number in tried}
         if not done.failed or done.folded.missing:
             return done.folded._replace(asides=[asides[number] for number in sorted(asides)])
@@ -116,7 +125,12 @@ def failure(projection: Projection, event: Event | Item, reason: str) -> Project
     )
 
 
-def _run(projection: Projection, events: Sequence[tuple[int, Event]], rows: AllRows) -> _Pass:
+def _run(
+    projection: Projection,
+    events: Sequence[tuple[int, Event]],
+    rows: AllRows,
+    touched: dict[tuple[str, Key], list[int]] | None = None,
+) -> _Pass:
     """Run the handlers once. Where something failed or is missing, what they wrote is not to be used.
 
     After a failure, the handlers of a projection that reads may see half of what the failed one wrote; so only the first failure
@@ -130,6 +144,9 @@ def _run(projection: Projection, events: Sequence[tuple[int, Event]], rows: AllR
         handler = handlers.get(event.event_type)
         if handler is None:
             continue
+        if touched is not None:
+            for table in tables:
+                table.note = _noting(touched, table.name, number)
         try:
             handler(event, *writers)
         except NotLoaded:
@@ -138,6 +155,9 @@ def _run(projection: Projection, events: Sequence[tuple[int, Event]], rows: AllR
             if not failed or not any(table.was_read for table in tables):
                 failed[number] = _said(error)
     missing = {table.name: table.missing for table in tables if table.missing}
+    if touched is not None:
+        for table in tables:
+            table.note = _noting(touched, table.name, _MANY)
     if not failed and not missing:
         for handler, chosen in projection.batch_handlers([event for _, event in events]):
             try:
@@ -153,6 +173,10 @@ def _run(projection: Projection, events: Sequence[tuple[int, Event]], rows: AllR
     writes = [write for table in tables for write in table.flush()]
     statements = [each for writer in writers if not isinstance(writer, TableWriter) for each in writer.flush()]
     return _Pass(Folded(writes, statements, {}, [], any(table.was_read for table in tables)), {})
+
+
+def _noting(touched: dict[tuple[str, Key], list[int]], table: str, number: int) -> Callable[[Key], None]:
+    return lambda key: touched.setdefault((table, key), []).append(number)
 
 
 def _said(error: Exception) -> str:

@@ -26,7 +26,7 @@ from .places import Item, Partition, Place
 from .projection import Projection
 from .sink import Claimed, Look, Work
 from .sql_writer import Sql
-from .table import Key
+from .table import Key, Write
 
 __all__ = ["OpenSearchSink", "prepare_tables"]
 
@@ -149,6 +149,10 @@ class OpenSearchSink:
         after = {each: replace(held[each], place=work.after[each], begun=_end(held[each].begun, work, each)) for each in held}
         await self._write_places(projection, running, after)
         return folded
+
+    async def refused_rows(self, projection: Projection, writes: Sequence[Write]) -> dict[tuple[str, Key], str]:
+        """Return nothing: the documents that it refuses are known when others are written, so a batch is tried in parts."""
+        return {}
 
     async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
         """Return what somebody asks of the projection."""

@@ -160,6 +160,10 @@ class RedisSink:
             raise Refused(f"Redis refuses it: {why[0].decode()}")
         return folded
 
+    async def refused_rows(self, projection: Projection, writes: Sequence[Write]) -> dict[tuple[str, Key], str]:
+        """Return nothing: the script says the first such row alone."""
+        return {}
+
     async def _fetch(self, tables: Mapping[str, RedisTable], wanted: Mapping[str, Collection[Key]], read: Read) -> None:
         """Read rows as they are now."""
         for name, keys in wanted.items():

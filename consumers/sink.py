@@ -15,6 +15,7 @@ from .folding import AllRows, Folded, Refused
 from .own_tables import make_own_tables
 from .parked import Asked, Kept, Parked
 from .places import Item, Partition, Place
+from .postgres_probe import refused_by_postgres, refused_by_the_driver
 from .postgres_table import create_sql, read_statement, row_of, write_statement
 from .projection import Projection
 from .sides import side_name
@@ -98,6 +99,12 @@ class Sink(Protocol):
         Raises:
             Fenced: somebody else owns one of the partitions now.
             Refused: the data can't be written.
+        """
+
+    async def refused_rows(self, projection: Projection, writes: Sequence[Write]) -> dict[tuple[str, Key], str]:
+        """Return rows of writes that were refused which are so for what they hold: table, key, and why. Nothing is written.
+
+        Nothing where the sink can't tell: then the events are found by halving the batch.
         """
 
     async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
@@ -278,6 +285,29 @@ class PostgresSink:
                     for sql, calls in _grouped(folded.statements):
                         await connection.executemany(sql, calls)
         return folded
+
+    async def refused_rows(self, projection: Projection, writes: Sequence[Write]) -> dict[tuple[str, Key], str]:
+        """Return rows that are refused for what they hold."""
+        refused: dict[tuple[str, Key], str] = {}
+        async with translated(), self._pool.acquire() as connection:
+            trial = connection.transaction()
+            await trial.start()
+            try:
+                await self._use_side(connection, projection)
+                for write in writes:
+                    found = refused_by_the_driver(write)
+                    width = len(write.table.key)
+                    left = write._replace(rows=[row for row in write.rows if row[:width] not in found])
+                    found |= await refused_by_postgres(connection, left)
+                    refused |= {(write.table.name, key): why for key, why in found.items()}
+            except (asyncpg.PostgresError, ValueError, TypeError) as error:
+                if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
+                    raise
+                return {}
+            finally:
+                if not connection.is_closed():
+                    await trial.rollback()
+        return refused
 
     async def _advance(self, connection: Connection, projection: Projection, work: Work) -> None:
         partitions = sorted(work.after)

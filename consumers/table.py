@@ -133,6 +133,7 @@ class TableWriter:
     def __init__(self, table: Table, rows: Rows | None = None) -> None:
         self.missing: set[Key] = set()
         self.was_read = False
+        self.note: Callable[[Key], None] | None = None  # told of each row that is changed
         self.name = table.name
         self._table = table
         self._rows = rows or {}
@@ -226,6 +227,8 @@ class TableWriter:
         if not columns.keys() <= self._columns:
             unknown = ", ".join(sorted(columns.keys() - self._columns))
             raise ProjectionError(f"table {self._table.name} has no column {unknown}")
+        if self.note is not None:
+            self.note(key)
         change = _Change(kind, {}, columns) if adding else _Change(kind, columns, {})
         number = self._layer_of.get(key, 0) if self._layer_of else 0
         before = self._layers[number].get(key)

@@ -122,12 +122,14 @@ class PostgresSink:
     """Where a projection keeps its rows: any Postgres database, the store's own or another.
 
     Rows, places and parked events are one transaction. Its commit does not wait for the disk: if the server crashes, they fall
-    back together, and the records are read again. With a `side`, it is about a copy of the tables beside the live ones.
+    back together, and the records are read again. A process that freezes within one loses it after `idle_timeout_s`, so that its
+    heir does not wait for ever. With a `side`, it is about a copy of the tables beside the live ones.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, side: str = "") -> None:
+    def __init__(self, pool: asyncpg.Pool, *, side: str = "", idle_timeout_s: float = 300.0) -> None:
         self._pool = pool
         self._side = side
+        self._idle_timeout = f"{int(idle_timeout_s * 1000)}ms"
 
     async def prepare(self, projection: Projection) -> None:
         """Create the projection's tables where they are missing, and migrate them.
@@ -323,6 +325,7 @@ class PostgresSink:
             [place.last_position for place in after],
             [place.events for place in after],
             [place.last_late for place in after],
+            self._idle_timeout,
         )
         if len(moved) != len(partitions):
             raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")

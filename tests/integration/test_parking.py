@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import asyncpg
@@ -282,3 +283,30 @@ async def test_a_reset_forgets_what_was_parked_while_it_waited(pool: asyncpg.Poo
     assert await bench.sums() == {}
     with pytest.raises(Fenced):
         await bench.engine.look_at_parked()
+
+
+async def test_a_process_that_freezes_in_its_transaction_holds_up_nobody_for_ever(pool: asyncpg.Pool) -> None:
+    class Frozen(Balances):
+        name = "balances"
+        frozen = False
+
+        @on("Added")
+        def added(self, event: Event, balances: TableWriter) -> None:
+            balances.get(id=event.stream_id)
+            if self.frozen:
+                time.sleep(1.0)  # as if the process was stopped, between reading rows and writing them
+            balances.upsert(id=event.stream_id, n=1)
+
+    projection = Frozen()
+    frozen = Bench(pool, projection)
+    frozen.engine = Engine(
+        projection, PostgresSink(pool, idle_timeout_s=0.2), keep=lambda item: Kept(b"{}", b"key", b""), read=frozen.read
+    )
+    await frozen.start()
+    projection.frozen = True
+    with pytest.raises(Unavailable):
+        await frozen.apply(item(1, "Order-1", 1))
+    heir = await Bench(pool, Balances()).start()
+    await heir.apply(item(1, "Order-1", 5))
+    assert await pool.fetchval("SELECT n FROM balances") == 5
+    assert await pool.fetchval("SHOW idle_in_transaction_session_timeout") == "0"

@@ -181,7 +181,9 @@ class Consumer:
             "auto.offset.reset": "error",
             "topic.metadata.refresh.interval.ms": 5_000,  # how soon the topic of a new category is found
             "fetch.wait.max.ms": 100,
+            # Together these bound the memory. The second counts bytes as they are compressed, by each broker at once.
             "queued.max.messages.kbytes": 65_536,
+            "fetch.max.bytes": 8_000_000,
         }
         if self._group_protocol == "consumer":
             settings["group.protocol"] = "consumer"

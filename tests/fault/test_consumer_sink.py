@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from pathlib import Path
 
 import asyncpg
@@ -22,7 +23,6 @@ LONG = bool(os.environ.get("EVENTSPINE_SOAK_MINUTES"))
 SESSION_S = 3
 LOCKED_S = 30 if LONG else 5
 BACKLOG = 200_000 if LONG else 20_000
-NOTE = "n" * 1000
 
 _BLOCKED = """
 SELECT count(*) FROM pg_stat_activity
@@ -52,8 +52,9 @@ async def test_a_slow_sink_is_waited_for_in_bounded_memory(spine: Spine, protoco
         async with spine.pool.acquire() as blocker, blocker.transaction():
             await blocker.execute("LOCK TABLE order_totals IN EXCLUSIVE MODE")
             for start in range(0, BACKLOG, 500):
-                note = {"customer_id": "c", "total_cents": 1, "note": NOTE}
-                events = [Event(event_type="OrderPlaced", data=note) for _ in range(500)]
+                order = {"customer_id": "c", "total_cents": 1}
+                # Half of that when it is compressed: what is fetched at once is bounded by its compressed bytes.
+                events = [Event(event_type="OrderPlaced", data=order | {"note": secrets.token_hex(500)}) for _ in range(500)]
                 spine.acked += await spine.store.append(f"Order-b{start % 8_000}", "Order", events, expected_version=ANY)
             await spine.relayed(relay)
             await wait_for(lambda: spine.pool.fetchval(_BLOCKED), timeout_s=30)
@@ -72,7 +73,8 @@ async def test_a_slow_sink_is_waited_for_in_bounded_memory(spine: Spine, protoco
         await consumer.stop()
     await relay.stop()
     print(f"\n{protocol}: {BACKLOG} events of 1 kB waited: {before_mb:.0f} MB before, {peak_mb:.0f} MB at most")
-    assert peak_mb < before_mb + 150, f"{before_mb:.0f} MB before, {peak_mb:.0f} MB at most"
+    # 64 MB wait in the client, with their headers, beside two or three batches as Python's objects; all of them would be 1 GB.
+    assert peak_mb < before_mb + 270, f"{before_mb:.0f} MB before, {peak_mb:.0f} MB at most"
     assert "consumer waits" not in consumer.said, consumer.said
     assert consumer.said.count("partitions assigned") == consumer.said.count("partitions revoked") == 1, consumer.said
     await check_read_model(spine.pool)

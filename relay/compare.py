@@ -156,7 +156,7 @@ class Walk:
             if len(self._recent) > 2 * _RECENT:
                 del self._recent[:_RECENT]
         if record.value != event.value or record.key != event.key or record.headers != event.headers:
-            self._alter(event, record)
+            self._compare(event, record)  # it may be the link to the record before
 
     def _miss(self, event: Expected) -> None:
         self._missing.add(event.position)

@@ -168,6 +168,15 @@ def test_an_altered_record_is_named_with_what_differs_and_both_digests() -> None
     assert digest_of(event(2)) == digest_of(record(9, 2)) != digest_of(records[1])
 
 
+def test_the_link_to_the_record_before_is_no_fault_and_hides_none() -> None:
+    records = [
+        each._replace(headers=[*each.headers, ("ce_previousposition", b"%d" % (each.position - 1))]) for each in in_order(1, 2)
+    ]
+    assert Compared([1, 2], records).faults == []
+    records[1] = records[1]._replace(value=b"another")
+    assert Compared([1, 2], records).faults == [("altered", 2)]
+
+
 def test_late_records_fill_holes_and_are_no_fault() -> None:
     """Events 2 and 6 were parked when 9 was published, then 3 until the end; 5 is parked still."""
     records = [*in_order(1, 3, 4, 7, 8, 9), record(6, 2, late=1, after=9), record(7, 6, late=2, after=9), record(8, 10)]

@@ -27,14 +27,15 @@ _FUNCTION: Final = """\
 CREATE FUNCTION {name}({parameters}) RETURNS TABLE (eventspine_row int, eventspine_reason text) LANGUAGE plpgsql AS $probe$
 #variable_conflict use_column
 DECLARE
+    eventspine_tried record;
     eventspine_detail text;
 BEGIN
-    FOR eventspine_i IN 1 .. cardinality(eventspine_1) LOOP
+    FOR eventspine_tried IN SELECT * FROM unnest({names}) WITH ORDINALITY AS tried ({names}, number) LOOP
         BEGIN
             {statement};
         EXCEPTION WHEN data_exception OR not_null_violation OR check_violation THEN
             GET STACKED DIAGNOSTICS eventspine_detail = PG_EXCEPTION_DETAIL;
-            eventspine_row := eventspine_i;
+            eventspine_row := eventspine_tried.number;
             eventspine_reason := format('(%s): %s', SQLSTATE, SQLERRM)
                 || CASE WHEN eventspine_detail <> '' THEN E'\\nDETAIL:  ' || eventspine_detail ELSE '' END;
             RETURN NEXT;
@@ -60,7 +61,8 @@ async def refused_by_postgres(connection: Connection, write: Write) -> dict[Key,
         _FUNCTION.format(
             name=_NAME,
             parameters=", ".join(f"eventspine_{number} {each}[]" for number, each in numbered),
-            statement=_PARAMETER.sub(r"eventspine_\1[eventspine_i:eventspine_i]::", sql),
+            names=", ".join(f"eventspine_{number}" for number, _ in numbered),
+            statement=_PARAMETER.sub(r"ARRAY[eventspine_tried.eventspine_\1]::", sql),
         )
     )
     call = ", ".join(f"${number}::{each}[]" for number, each in numbered)

@@ -54,7 +54,7 @@ class Appends:
         """
         stream_id = stream_id_of(name)
         rules = self._rules.of(name)
-        if rules.tombstoned:
+        if rules.tombstoned and not name.startswith("$$"):
             raise Deleted(name)
         if not proposed:
             return await self._nothing(name, stream_id, expected)

@@ -53,13 +53,16 @@ async def follow_stream(reader: Reader, tail: Tail, name: str, after: int, *, re
 
 
 async def follow_all(
-    reader: Reader, tail: Tail, after: int, *, resolve: bool, wanted: Filter = ALL_FILTER, checkpoint_every: int = 0
+    reader: Reader, tail: Tail, after: int | None, *, resolve: bool, wanted: Filter = ALL_FILTER, checkpoint_every: int = 0
 ) -> AsyncIterator[Item | Mark]:
-    """Yield the log's events behind a position, without end; a negative one means the end.
+    """Yield the log's events behind a position, without end: None is the start, a negative one the end.
 
     With `checkpoint_every`, a mark follows each time that so many events were looked at: up to there all that is wanted was given out.
     """
-    place = tail.position if after < 0 else after
+    if after is None:
+        for item in await reader.first(wanted):
+            yield item
+    place = 0 if after is None else after if after >= 0 else await reader.end()
     begun, live = place, False
     while True:
         end = tail.position

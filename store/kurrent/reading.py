@@ -31,6 +31,7 @@ _COUNT_CATEGORY = load_sql(_SQL, "sql/count_category")
 _COUNT_TYPE = load_sql(_SQL, "sql/count_type")
 _EVENTS_AT = load_sql(_SQL, "sql/events_at")
 _LAST_VERSION = load_sql(_SQL, "sql/last_version")
+_MATCHES = load_sql(_SQL, "sql/matches")
 
 _PAGE_EVENTS = 500
 _PAGE_BYTES = 4_000_000
@@ -73,6 +74,12 @@ class Filter(NamedTuple):
 
 
 ALL_FILTER = Filter()
+
+# A server of EventStoreDB's has written events of its own before any client comes, and clients rely on that: this one stands before the
+# log, at position 0, for those who read from the start.
+_FIRST = Recorded(
+    uuid5(NAMESPACE, "$all"), "$$$all", 1, 0, "$metadata", "application/json", b"{}", b"", datetime(1970, 1, 1, tzinfo=UTC)
+)
 
 
 class Reader:
@@ -152,13 +159,34 @@ class Reader:
     ) -> AsyncIterator[Item]:
         """Yield the log from a position on, that event included, or backwards from before it; a negative one means the end."""
         end = await self._store.last_position()
-        place = (end if position < 0 else min(position - 1, end)) if backwards else (end if position < 0 else position - 1)
+        first = await self.first(wanted) if backwards or position == 0 else []
+        if not backwards:
+            for item in first[:limit]:
+                yield item
+                limit -= 1
+        place = (end if position < 0 else min(position - 1, end)) if backwards else (end if position < 0 else max(position - 1, 0))
         while limit > 0 and (place > 0 if backwards else place < end):
             page = await self.all_page(place, end, limit=limit, resolve=resolve, wanted=wanted, backwards=backwards)
             for item in page.items:
                 yield item
             limit -= len(page.items)
             place = page.end
+        if backwards and position != 0 and limit > 0:
+            for item in first:
+                yield item
+
+    async def first(self, wanted: Filter) -> list[Item]:
+        """Return what stands before the log, if it is wanted.
+
+        Raises:
+            Fault: a regular expression is not one.
+        """
+        matches = wanted == ALL_FILTER or (await self._rows(_MATCHES, _FIRST.event_type, _FIRST.name, *wanted))[0][0]
+        return [Item(_FIRST)] if matches else []
+
+    async def end(self) -> int:
+        """Return the position of the last event."""
+        return await self._store.last_position()
 
     async def all_page(
         self, place: int, end: int, *, limit: int = _PAGE_EVENTS, resolve: bool, wanted: Filter, backwards: bool = False
@@ -184,14 +212,6 @@ class Reader:
         if backwards:
             reached = reached - 1 if cut else after
         return Page(await self._resolved(recorded) if resolve else [Item(each) for each in recorded], reached)
-
-    async def check(self, wanted: Filter) -> None:
-        """Check a filter before a subscription is confirmed.
-
-        Raises:
-            Fault: a regular expression is not one.
-        """
-        await self.all_page(0, 1, limit=1, resolve=False, wanted=wanted)
 
     async def event_at(self, name: str, version: int) -> Recorded | None:
         """Return an event of a stream, None if there is none, or none any more."""

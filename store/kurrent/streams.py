@@ -76,7 +76,7 @@ class StreamsService:
                 request.name, version, backwards=request.backwards, limit=request.limit, resolve=request.resolve
             )
         else:
-            position = (0 if request.backwards else 1) if place is None else place
+            position = 0 if place is None else place
             items = self._reader.all(
                 position, backwards=request.backwards, limit=request.limit, resolve=request.resolve, wanted=request.wanted
             )
@@ -88,15 +88,15 @@ class StreamsService:
             yield _ReadResponse(stream_not_found={"stream_identifier": identifier}).SerializeToString()
 
     async def _subscribe(self, request: ReadRequest) -> AsyncIterator[bytes]:
-        after = 0 if request.place is None else request.place
         items: AsyncIterator[Item | Mark]
         if request.name:
             await self._reader.last_version(request.name)
+            after = 0 if request.place is None else request.place
             items = follow_stream(self._reader, self._tail, request.name, after, resolve=request.resolve)
         else:
-            await self._reader.check(request.wanted)
+            await self._reader.first(request.wanted)
             items = follow_all(
-                self._reader, self._tail, after,
+                self._reader, self._tail, request.place,
                 resolve=request.resolve, wanted=request.wanted, checkpoint_every=request.checkpoint_every,
             )  # fmt: skip
         yield _ReadResponse(confirmation={"subscription_id": str(uuid4())}).SerializeToString()

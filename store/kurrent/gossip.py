@@ -16,12 +16,21 @@ _SupportedMethods = message_class("SupportedMethods")
 _LEADER = 8
 _VERSION = "25.0.0"  # of KurrentDB, whose behaviour is followed; clients choose by it what they call
 _STREAMS = "event_store.client.streams.streams"
+_PERSISTENT = "event_store.client.persistent_subscriptions.persistentsubscriptions"
 _METHODS = (
     (_STREAMS, "read", ("position", "events")),
     (_STREAMS, "append", ()),
     (_STREAMS, "batchappend", ("deadline_duration",)),
     (_STREAMS, "delete", ()),
     (_STREAMS, "tombstone", ()),
+    (_PERSISTENT, "create", ("stream", "all")),
+    (_PERSISTENT, "update", ("stream", "all")),
+    (_PERSISTENT, "delete", ("stream", "all")),
+    (_PERSISTENT, "read", ("stream", "all")),
+    (_PERSISTENT, "getinfo", ("stream", "all")),
+    (_PERSISTENT, "replayparked", ("stream", "all")),
+    (_PERSISTENT, "list", ("stream", "all")),
+    (_PERSISTENT, "restartsubsystem", ()),
     ("event_store.client.gossip.gossip", "read", ()),
     ("event_store.client.server_features.serverfeatures", "getsupportedmethods", ()),
 )

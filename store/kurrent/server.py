@@ -13,6 +13,7 @@ from ..postgres import PostgresEventStore
 from .appends import Appends
 from .calls import Method
 from .gossip import FeaturesService, GossipService
+from .persistent import PersistentService
 from .reading import Reader
 from .rules import Rules
 from .streams import StreamsService
@@ -83,6 +84,7 @@ class KurrentServer:
         appends = Appends(self._store, rules, max_append_bytes=self._max_append_bytes)
         services: Sequence[Any] = [
             StreamsService(reader, appends, tail),
+            PersistentService(self._store, reader, tail),
             GossipService(*(self._advertise or (host, bound))),
             FeaturesService(),
         ]

@@ -1,7 +1,7 @@
 """Opaque events: of types that are not registered, as they come through the EventStoreDB door. Their author's bytes are kept.
 
-Such an event is stored under its own type with schema version 0; its payload is Avro of the record below, whatever the type. So all that
-goes by a payload's schema id (the relay, consumers, audit, archive) takes it like any other.
+Such an event is stored under its own type with schema version 0; its payload is Avro of the record below, whatever the type. So
+all that goes by a payload's schema id (the relay, consumers, audit, archive) takes it like any other.
 """
 
 from __future__ import annotations

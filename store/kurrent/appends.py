@@ -29,7 +29,7 @@ _TRIES = 5
 
 
 class Appended(NamedTuple):
-    """Where an append ended: the stream's version (0 = no event), and the position of its last event (0 = nothing was written)."""
+    """Where an append ended: the stream's version (0 = no event), and its last event's position (0 = nothing was written)."""
 
     version: int
     position: int
@@ -75,7 +75,7 @@ class Appends:
             return await self._append_taken(name, stream_id, expected, proposed, ids)
 
     async def delete(self, name: str, expected: ExpectedVersion) -> int:
-        """Delete a stream: its events are not given out any more, and it can be written to again. Return the position of the mark.
+        """Delete a stream: its events are not given out any more; it can be written to again. Return the position of the mark.
 
         Raises:
             WrongVersion, Deleted: nothing is written.
@@ -171,7 +171,7 @@ class Appends:
     async def _append_taken(
         self, name: str, stream_id: str, expected: ExpectedVersion, proposed: Sequence[Proposed], ids: Sequence[UUID]
     ) -> Appended:
-        """Append events whose ids are recorded already: as a repetition, or, where they stand in other streams, under other ids."""
+        """Append events whose ids are recorded already: as a repetition, or, where they are in other streams, under other ids."""
         place = await self._repeated(stream_id, expected, proposed, ids)
         if place is not None:
             return place

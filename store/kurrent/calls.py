@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,8 +16,8 @@ __all__ = ["Call", "Method", "fault_of", "stream_in", "streams", "unary"]
 
 logger = logging.getLogger(__name__)
 
-Call = grpc.aio.ServicerContext
-Method = grpc.RpcMethodHandler
+Call = Any  # grpc.aio.ServicerContext: grpc has no types
+Method = Any  # grpc.RpcMethodHandler
 
 
 def unary(handle: Callable[[bytes, Call], Awaitable[bytes]]) -> Method:
@@ -27,7 +27,7 @@ def unary(handle: Callable[[bytes, Call], Awaitable[bytes]]) -> Method:
         try:
             return await handle(content, call)
         except Exception as error:
-            return await _abort(call, error)
+            raise await _abort(call, error) from error
 
     return grpc.unary_unary_rpc_method_handler(method)
 
@@ -39,13 +39,13 @@ def stream_in(handle: Callable[[AsyncIterator[bytes], Call], Awaitable[bytes]]) 
         try:
             return await handle(contents, call)
         except Exception as error:
-            return await _abort(call, error)
+            raise await _abort(call, error) from error
 
     return grpc.stream_unary_rpc_method_handler(method)
 
 
-def streams(handle: Callable[[Any, Call], AsyncIterator[bytes]], *, takes_stream: bool = False) -> Method:
-    """A method of many answers. Each is written when the client has room for it, so a client that stops reading stops the handler."""
+def streams(handle: Callable[[Any, Call], AsyncGenerator[bytes, None]], *, takes_stream: bool = False) -> Method:
+    """A method of many answers. Each is written when the client has room for it: one that stops reading stops the handler."""
 
     async def method(content: Any, call: Call) -> None:
         answers = handle(content, call)
@@ -53,9 +53,9 @@ def streams(handle: Callable[[Any, Call], AsyncIterator[bytes]], *, takes_stream
             async for answer in answers:
                 await call.write(answer)
         except Exception as error:
-            await _abort(call, error)
+            raise await _abort(call, error) from error
         finally:
-            await answers.aclose()  # type: ignore[attr-defined]
+            await answers.aclose()
 
     return (grpc.stream_stream_rpc_method_handler if takes_stream else grpc.unary_stream_rpc_method_handler)(method)
 
@@ -75,8 +75,9 @@ def fault_of(error: Exception) -> Fault:
     return Fault(grpc.StatusCode.INTERNAL, "the server failed; its log says why")
 
 
-async def _abort(call: Call, error: Exception) -> Any:
+async def _abort(call: Call, error: Exception) -> Exception:
     if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)) or (call.cancelled() or call.done()):
-        raise error
+        return error
     fault = fault_of(error)
     await call.abort(fault.code, fault.text, fault.trailers)
+    return error  # never: abort raises

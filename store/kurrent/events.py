@@ -68,7 +68,7 @@ def proposed_of(message: Any) -> Proposed:
         Fault: the id is none, or the message lacks its type.
     """
     headers = message.metadata
-    event_type, content_type = headers["type"] if "type" in headers else "", headers.get("content-type", JSON)
+    event_type, content_type = headers.get("type", ""), headers.get("content-type", JSON)
     if not event_type or "\0" in event_type:
         raise bad_request("an event's metadata names its type, without NUL characters")
     return Proposed(id_of(message.id), event_type, content_type, message.data, message.custom_metadata)
@@ -111,12 +111,14 @@ def event_of(store: PostgresEventStore, proposed: Proposed, stored_id: UUID) -> 
                 raise ValueError("it is no object")
             data = data_from_json(event_type, decoded)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise bad_request(f"{proposed.event_type} is a registered event type, and its data no JSON object: {error}") from error
+            raise bad_request(
+                f"{proposed.event_type} is a registered event type, and its data no JSON object: {error}"
+            ) from error
     return Event(event_type=proposed.event_type, data=data, metadata=metadata, event_id=stored_id)
 
 
 def _metadata(proposed: Proposed, stored_id: UUID) -> dict[str, Any]:
-    """Return the envelope. The client's own metadata is kept to the byte; ids of correlation and causation are lifted out of it."""
+    """Return the envelope. The client's own metadata is kept to the byte; ids of correlation and causation are lifted out."""
     metadata: dict[str, Any] = {}
     kept: dict[str, str] = {}
     if proposed.metadata:

@@ -1,4 +1,4 @@
-"""event_store.client.gossip.Gossip and event_store.client.server_features.ServerFeatures: a cluster of one, and what it can do."""
+"""event_store.client.gossip.Gossip and event_store.client.server_features.ServerFeatures: a cluster of one, and its calls."""
 
 from __future__ import annotations
 
@@ -70,5 +70,7 @@ class FeaturesService:
         return {"GetSupportedMethods": unary(self.supported)}
 
     async def supported(self, content: bytes, call: Call) -> bytes:
-        methods = [{"service_name": service, "method_name": method, "features": features} for service, method, features in _METHODS]
+        methods = [
+            {"service_name": service, "method_name": method, "features": features} for service, method, features in _METHODS
+        ]
         return bytes(_SupportedMethods(methods=methods, event_store_server_version=_VERSION).SerializeToString())

@@ -72,8 +72,9 @@ class Subscriber:
 class Group:
     """The state of a persistent subscription in the process that serves it.
 
-    Each event is given to one consumer, and again until it is acknowledged, skipped or parked. What is saved is the place up to which
-    all is dealt with; after a crash, events behind it are given out again. It works while there are consumers, and remembers meanwhile.
+    Each event is given to one consumer, and again until it is acknowledged, skipped or parked. What is saved is the place up to
+    which all is dealt with; after a crash, events behind it are given out again. It works while there are consumers, and remembers
+    meanwhile.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Group:
             await asyncio.wait([self._working])
 
     def acknowledge(self, subscriber: Subscriber, ids: Iterable[UUID]) -> None:
-        """Take note of what a consumer has dealt with. Ids that it does not have are ignored: they were given to another meanwhile."""
+        """Take note of what a consumer has dealt with. Ids that it does not have are ignored: another one has them by now."""
         for each in ids:
             message = subscriber.in_flight.pop(each, None)
             if message is not None:

@@ -21,7 +21,7 @@ def stream_id_of(name: str) -> str:
         Fault: the name is empty, too long, or holds control characters.
     """
     stream_id = name if _NATIVE.fullmatch(name) and not name.startswith(_PREFIX) else _PREFIX + name
-    if not name or len(stream_id) > _MAX_CHARS or not name.isprintable() and any(c < " " or c == "\x7f" for c in name):
+    if not name or len(stream_id) > _MAX_CHARS or (not name.isprintable() and any(c < " " or c == "\x7f" for c in name)):
         limit = _MAX_CHARS - len(_PREFIX)
         raise bad_request(f"a stream's name has 1 to {limit} characters, and no control characters among them; not {name[:80]!r}")
     return stream_id

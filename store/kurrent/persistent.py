@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -134,7 +134,7 @@ class PersistentService:
             self._drop(source, name)
         return b""
 
-    async def read(self, contents: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+    async def read(self, contents: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
         requests = aiter(contents)
         first = parsed(_GroupRead, await anext(requests, b""))
         if first.WhichOneof("content") != "options":

@@ -39,7 +39,7 @@ _SCAN_EVENTS = 10_000  # a filter looks at so many events in one statement
 _LINK_TYPE = "$>"
 
 
-class StreamNotFound(Exception):  # noqa: N818 - it is an answer, no error
+class StreamNotFound(Exception):
     """The stream has no events, or is deleted."""
 
 
@@ -75,8 +75,8 @@ class Filter(NamedTuple):
 
 ALL_FILTER = Filter()
 
-# A server of EventStoreDB's has written events of its own before any client comes, and clients rely on that: this one stands before the
-# log, at position 0, for those who read from the start.
+# A server of EventStoreDB's has written events of its own before any client comes, and clients rely on that: this one stands before
+# the log, at position 0, for those who read from the start.
 _FIRST = Recorded(
     uuid5(NAMESPACE, "$all"), "$$$all", 1, 0, "$metadata", "application/json", b"{}", b"", datetime(1970, 1, 1, tzinfo=UTC)
 )
@@ -108,9 +108,7 @@ class Reader:
         rules = self._rules.of(name)
         return last_version + 1 if rules.deleted else rules.first_readable(last_version)
 
-    async def stream(
-        self, name: str, version: int, *, backwards: bool, limit: int, resolve: bool
-    ) -> AsyncIterator[Item]:
+    async def stream(self, name: str, version: int, *, backwards: bool, limit: int, resolve: bool) -> AsyncIterator[Item]:
         """Yield a stream's events from a version on; a negative one means the end.
 
         Raises:
@@ -164,7 +162,9 @@ class Reader:
             for item in first[:limit]:
                 yield item
                 limit -= 1
-        place = (end if position < 0 else min(position - 1, end)) if backwards else (end if position < 0 else max(position - 1, 0))
+        place = (
+            (end if position < 0 else min(position - 1, end)) if backwards else (end if position < 0 else max(position - 1, 0))
+        )
         while limit > 0 and (place > 0 if backwards else place < end):
             page = await self.all_page(place, end, limit=limit, resolve=resolve, wanted=wanted, backwards=backwards)
             for item in page.items:

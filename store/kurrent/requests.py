@@ -98,7 +98,7 @@ def filter_of(message: Any) -> tuple[Filter, int]:
 
 
 def _for_postgres(regex: str) -> str:
-    """Return a regular expression in Postgres's form, always as an advanced one; non-capturing groups and classes are the same."""
+    """Return a regular expression in Postgres's form, as an advanced one; most that is not a named group is the same there."""
     return "***:" + re.sub(r"\(\?<[A-Za-z_]\w*>", "(", regex)
 
 

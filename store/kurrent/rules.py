@@ -1,7 +1,7 @@
 """What a stream's metadata says of how it is read: `$maxAge`, `$maxCount`, `$tb`, and whether the stream is deleted.
 
-All of it is kept in memory, for every stream that has any, and follows the log: so neither reads nor appends ask for it. What another
-process of this door writes is known here as soon as the log tells it: some milliseconds later.
+All of it is kept in memory, for every stream that has any, and follows the log: so neither reads nor appends ask for it. What
+another process of this door writes is known here as soon as the log tells it: some milliseconds later.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class Listening(NamedTuple):
 class KurrentServer:
     """Serves a Postgres store to programs written for EventStoreDB and KurrentDB.
 
-    `max_append_bytes` bounds data plus metadata of one append. With `tls_cert` and `tls_key` (PEM), it speaks TLS. `advertise` is the
-    host and port that clients are told when they ask for the cluster's members.
+    `max_append_bytes` bounds data plus metadata of one append. With `tls_cert` and `tls_key` (PEM), it speaks TLS. `advertise` is
+    the host and port that clients are told when they ask for the cluster's members.
     """
 
     def __init__(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 from ...schemas import InvalidEvent
-from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, ExpectedVersion
+from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, Expected, ExpectedVersion
 from .appends import Appended, Appends
 from .calls import Call, Method, fault_of, stream_in, streams, unary
 from .events import Proposed, id_of, proposed_of, record_of
@@ -61,7 +61,7 @@ class StreamsService:
             "Tombstone": unary(self.tombstone),
         }
 
-    async def read(self, content: bytes, call: Call) -> AsyncIterator[bytes]:
+    async def read(self, content: bytes, call: Call) -> AsyncGenerator[bytes, None]:
         request = read_request_of(content)
         if request.name:
             stream_id_of(request.name)
@@ -87,7 +87,7 @@ class StreamsService:
             identifier = {"stream_name": request.name.encode()}
             yield _ReadResponse(stream_not_found={"stream_identifier": identifier}).SerializeToString()
 
-    async def _subscribe(self, request: ReadRequest) -> AsyncIterator[bytes]:
+    async def _subscribe(self, request: ReadRequest) -> AsyncGenerator[bytes, None]:
         items: AsyncIterator[Item | Mark]
         if request.name:
             await self._reader.last_version(request.name)
@@ -127,7 +127,7 @@ class StreamsService:
             return bytes(_AppendResponse(wrong_expected_version=_wrong_version(wrong)).SerializeToString())
         return bytes(_AppendResponse(success=_success(appended)).SerializeToString())
 
-    async def batch_append(self, contents: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+    async def batch_append(self, contents: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
         """Answer each batch as it is recorded. At most `_MAX_WAITING_APPENDS` wait; then nothing more is read."""
         answers: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
         room = asyncio.Semaphore(_MAX_WAITING_APPENDS)
@@ -271,33 +271,32 @@ def _mark_frame(mark: Mark, of_stream: bool) -> bytes:
 
 
 def _success(appended: Appended) -> Any:
-    current = {"current_revision": appended.version - 1} if appended.version else {"no_stream": {}}
+    current: dict[str, Any] = {"current_revision": appended.version - 1} if appended.version else {"no_stream": {}}
     at = {"commit_position": appended.position, "prepare_position": appended.position}
     return _AppendResponse.Success(**current, **({"position": at} if appended.position else {"no_position": {}}))
 
 
 def _wrong_version(wrong: WrongVersion) -> dict[str, Any]:
-    current = {"current_revision": wrong.actual - 1} if wrong.actual else {"current_no_stream": {}}
+    current: dict[str, Any] = {"current_revision": wrong.actual - 1} if wrong.actual else {"current_no_stream": {}}
     return {**current, **_expected_fields(wrong.expected)}
 
 
 def _expected_fields(expected: ExpectedVersion) -> dict[str, Any]:
-    words = {ANY: "expected_any", STREAM_EXISTS: "expected_stream_exists", NO_STREAM: "expected_no_stream"}
-    if expected in words:
-        return {words[expected]: {}}  # type: ignore[index]
-    return {"expected_revision": int(expected) - 1}  # type: ignore[arg-type]
+    if isinstance(expected, Expected):
+        words = {ANY: "expected_any", STREAM_EXISTS: "expected_stream_exists", NO_STREAM: "expected_no_stream"}
+        return {words[expected]: {}}
+    return {"expected_revision": expected - 1}
 
 
 def _set_expected(response: Any, expected: ExpectedVersion) -> None:
-    if expected in (ANY, STREAM_EXISTS, NO_STREAM):
-        word = {ANY: "any", STREAM_EXISTS: "stream_exists", NO_STREAM: "no_stream"}[expected]  # type: ignore[index]
-        getattr(response, word).SetInParent()
+    if isinstance(expected, Expected):
+        getattr(response, {ANY: "any", STREAM_EXISTS: "stream_exists", NO_STREAM: "no_stream"}[expected]).SetInParent()
     else:
-        response.revision = int(expected) - 1  # type: ignore[arg-type]
+        response.revision = expected - 1
 
 
 def _status(fault: Fault) -> Any:
-    """Return what a batch's error is told as: a code, a text, and the protocol's own detail, by which clients tell errors apart."""
+    """Return what a batch's error is told as: a code, a text, and the protocol's detail, by which clients tell errors apart."""
     detail = {"type_url": _NO_DETAIL, "value": b""}
     if isinstance(fault, WrongVersion):
         fields = _wrong_version(fault)

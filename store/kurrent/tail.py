@@ -1,4 +1,4 @@
-"""The end of the log as this process knows it: one listener for all subscriptions, which also keeps the streams' rules up to date."""
+"""The end of the log as this process knows it: one listener for all subscriptions, which also keeps streams' rules up to date."""
 
 from __future__ import annotations
 

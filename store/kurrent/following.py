@@ -57,7 +57,7 @@ async def follow_all(
 ) -> AsyncIterator[Item | Mark]:
     """Yield the log's events behind a position, without end: None is the start, a negative one the end.
 
-    With `checkpoint_every`, a mark follows each time that so many events were looked at: what is wanted up to there was given out.
+    With `checkpoint_every`, a mark follows each time that so many events were looked at; what is wanted before it was given out.
     """
     if after is None:
         for item in await reader.first(wanted):

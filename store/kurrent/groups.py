@@ -73,8 +73,8 @@ class Group:
     """The state of a persistent subscription in the process that serves it.
 
     Each event is given to one consumer, and again until it is acknowledged, skipped or parked. What is saved is the place up to
-    which all is dealt with; after a crash, events behind it are given out again. It works while there are consumers, and remembers
-    meanwhile.
+    which all is dealt with; after a crash, events behind it are given out again. It works while there are consumers, and keeps
+    all in memory meanwhile.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ class Filter(NamedTuple):
 
 ALL_FILTER = Filter()
 
-# A server of EventStoreDB's has written events of its own before any client comes, and clients rely on that: this one stands before
+# A server of EventStoreDB's has written events of its own before any client comes, and clients rely on it: this one is before
 # the log, at position 0, for those who read from the start.
 _FIRST = Recorded(
     uuid5(NAMESPACE, "$all"), "$$$all", 1, 0, "$metadata", "application/json", b"{}", b"", datetime(1970, 1, 1, tzinfo=UTC)

@@ -160,6 +160,56 @@ def check_subscriptions(client: Any) -> None:
     live.stop()
 
 
+def check_persistent_subscriptions(client: Any) -> None:
+    kind = f"Kept{uuid4().hex}"
+    stream, group = f"{kind}-1", f"group-{uuid4()}"
+    events = [order(kind, n=n) for n in range(5)]
+    client.create_subscription_to_stream(group, stream)
+    client.create_subscription_to_all(group, filter_include=[kind], from_end=True, consumer_strategy="RoundRobin")
+    for create in (lambda: client.create_subscription_to_stream(group, stream), lambda: client.create_subscription_to_all(group)):
+        with raises("AlreadyExists"):
+            create()
+    client.append_to_stream(stream, current_version=StreamState.ANY, events=events)
+
+    of_stream = client.read_subscription_to_stream(group, stream)
+    actions = ["ack", "retry", "park", "skip", "ack"]
+    seen = []
+    for event in of_stream:
+        action = actions[event.stream_position] if not event.retry_count else "ack"
+        if action == "ack":
+            of_stream.ack(event)
+        else:
+            of_stream.nack(event, action)
+        seen.append((event.stream_position, event.retry_count or 0))
+        if len(seen) == 6:
+            break
+    of_stream.stop()
+    assert sorted(seen) == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (4, 0)], seen
+
+    client.replay_parked_events(group, stream)
+    with client.read_subscription_to_stream(group, stream) as replayed:
+        event = next(iter(replayed))
+        assert event.stream_position == 2
+        replayed.ack(event)
+
+    with client.read_subscription_to_all(group) as of_all:
+        for event, expected in zip(of_all, events, strict=False):
+            assert event.id == expected.id
+            of_all.ack(event)
+            if event.id == events[-1].id:
+                break
+    info = client.get_subscription_info(group)
+    assert (info.event_source, info.group_name) == ("$all", group)
+    sources = {each.event_source for each in client.list_subscriptions() if each.group_name == group}
+    assert sources == {"$all", stream}
+    client.update_subscription_to_stream(group, stream, max_retry_count=3)
+    assert client.get_subscription_info(group, stream).max_retry_count == 3
+    client.delete_subscription(group, stream)
+    client.delete_subscription(group)
+    with raises("NotFound"):
+        client.read_subscription_to_all(group)
+
+
 def check_refusals(client: Any) -> None:
     stream = f"Order-{uuid4()}"
     for large in ([order("Large", of="x" * 2_000_000)], order("Large", of="x" * 2_000_000)):
@@ -172,7 +222,8 @@ def check_refusals(client: Any) -> None:
 def main() -> None:
     client = Client(uri, **CLIENT_OPTIONS)
     for check in (
-        check_streams, check_bytes_and_names, check_links, check_deletion, check_metadata, check_subscriptions, check_refusals,
+        check_streams, check_bytes_and_names, check_links, check_deletion, check_metadata, check_subscriptions,
+        check_persistent_subscriptions, check_refusals,
     ):  # fmt: skip
         check(client)
     client.close()

@@ -1,4 +1,4 @@
-"""Client libraries that can't share an environment with each other: one is made for each lock file of tests/kurrent_clients, once."""
+"""Client libraries that can't share an environment: one is made for each lock file of tests/kurrent_clients, once."""
 
 from __future__ import annotations
 

@@ -175,6 +175,8 @@ class Appends:
         place = await self._repeated(stream_id, expected, proposed, ids)
         if place is not None:
             return place
+        if isinstance(expected, Expected) and await self._places(stream_id, ids[:1]):
+            raise WrongVersion(name, expected, await self.last_version(stream_id))  # the first was appended, and not with these
         stored = _other_ids(stream_id, expected, proposed)
         try:
             return await self._write(name, stream_id, expected, self._events(proposed, stored))
@@ -188,9 +190,7 @@ class Appends:
     ) -> Appended | None:
         """Return where the same events were recorded by the same append before, None if they were not."""
         candidates = [ids, _other_ids(stream_id, expected, proposed)]
-        async with translated():
-            rows = await self._store.pool.fetch(_PLACES, stream_id, [each for some in candidates for each in some])
-        places = {row["id"]: (row["version"], row["global_position"]) for row in rows}
+        places = await self._places(stream_id, [each for some in candidates for each in some])
         for some in candidates:
             found = [places.get(each) for each in some]
             first = found[0]
@@ -203,6 +203,12 @@ class Appends:
                 assert last is not None
                 return Appended(*last)
         return None
+
+    async def _places(self, stream_id: str, ids: Sequence[UUID]) -> dict[UUID, tuple[int, int]]:
+        """Return version and position of those ids that are in a stream."""
+        async with translated():
+            rows = await self._store.pool.fetch(_PLACES, stream_id, ids)
+        return {row["id"]: (row["version"], row["global_position"]) for row in rows}
 
     def _learn(self, recorded: Sequence[Event]) -> None:
         """Take note of metadata and tombstones that were recorded, before their writer is answered."""

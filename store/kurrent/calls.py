@@ -51,7 +51,10 @@ def streams(handle: Callable[[Any, Call], AsyncGenerator[bytes, None]], *, takes
         answers = handle(content, call)
         try:
             async for answer in answers:
-                await call.write(answer)
+                try:
+                    await call.write(answer)
+                except Exception:  # grpc's own, of several kinds: the client is gone, and nobody can be told
+                    return
         except Exception as error:
             raise await _abort(call, error) from error
         finally:

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import grpc
+import psutil
 import pytest
 
 from eventspine import Event, EventType, PostgresEventStore, PostgresSink, Projection, Relay, Table, TableWriter, on
@@ -226,20 +227,28 @@ async def test_an_append_that_is_too_large_writes_nothing(store: PostgresEventSt
     assert await store.last_position() == 0
 
 
-async def test_a_client_that_stops_reading_holds_up_nothing(store: PostgresEventStore, channel: Any, door: int) -> None:
-    """36 MB are there to be read ten times over. Nobody else waits, and the reader that comes back gets all of it."""
-    for number in range(40):
-        await append(channel, f"Large-{number}", ("Noted", b"x" * 900_000, b""))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door}", options=[("grpc.use_local_subchannel_pool", 1)]) as silent:
-        calls = [silent.unary_stream(f"{_STREAMS}/Read")(everything()) for _ in range(10)]
-        first = [await call.read() for call in calls]
-        assert all(first)
-        assert len(await read(channel, "Large-7")) == 1
-        assert (await append(channel, "Order-1", ("Noted", b"{}", b""))).WhichOneof("result") == "success"
-        frames = [frame async for frame in calls[0]]
-        assert len(frames) == 41  # and the system's own first event, which was read before
-        for call in calls:
-            call.cancel()
+async def test_a_client_that_stops_reading_holds_up_nothing(database: str, kafka: str, topic_prefix: str, tmp_path: Path) -> None:
+    """18 MB are there to be read, by twenty readers that don't: the server holds a page for each at most, and serves others."""
+    async with processes(database, kafka, topic_prefix, tmp_path) as started:
+        door = started.command(["serve", "kurrent", "--port", "0"])
+        async with talking_to(door) as channel, talking_to(door) as silent:
+            for number in range(20):
+                await append(channel, f"Large-{number}", ("Noted", b"x" * 900_000, b""))
+            before = psutil.Process(door.popen.pid).memory_info().rss
+            calls = [silent.unary_stream(f"{_STREAMS}/Read")(everything()) for _ in range(20)]
+            assert all([await call.read() for call in calls])
+            for number in range(20):
+                assert len(await read(channel, f"Large-{number}")) == 1
+            assert (await append(channel, "Order-1", ("Noted", b"{}", b""))).WhichOneof("result") == "success"
+            grown = psutil.Process(door.popen.pid).memory_info().rss - before
+            assert grown < 200_000_000, grown
+            frames = 1
+            while await calls[0].read() is not grpc.aio.EOF:
+                frames += 1
+            assert frames == 21  # the first is the system's
+            for call in calls:
+                call.cancel()
+        await door.stop()
 
 
 async def test_the_same_events_again_write_nothing(store: PostgresEventStore, channel: Any) -> None:
@@ -292,7 +301,8 @@ SETTINGS = {
 async def talking_to(door: Any) -> AsyncIterator[Any]:
     await wait_for(lambda: "kurrent: " in door.said)
     port = re.findall(r"127\.0\.0\.1:(\d+)", door.said)[-1]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         yield channel
 
 

@@ -1,4 +1,7 @@
-"""Streams' names: EventStoreDB takes any text, the store `{Type}-{id}`. Whatever is not of that form goes behind `kurrent-`."""
+"""Streams' names: EventStoreDB takes any text, the store `{Type}-{id}`. Whatever is not of that form goes behind `kurrent-`.
+
+The relay makes a topic for each type. So a bare UUID, which may look like such a name, goes there too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import re
 
 from .faults import bad_request
 
-__all__ = ["SYSTEM", "category_query", "metadata_stream", "stream_id_of", "stream_name_of", "type_of"]
+__all__ = ["SYSTEM", "category_query", "stream_id_of", "stream_name_of", "type_of"]
 
 SYSTEM = "kurrent"
 _PREFIX = f"{SYSTEM}-"
-_NATIVE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*-[^\x00-\x1f\x7f]+")
+_UUID = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"  # whose first part is no category, though it may look like one
+_NATIVE = re.compile(rf"(?!{_UUID}\Z)[A-Za-z_][A-Za-z0-9_.]*-[^\x00-\x1f\x7f]+")
 _MAX_CHARS = 400
 
 
 def stream_id_of(name: str) -> str:
-    """Return the id under which the store keeps a stream. Each name has its own, and each id its own name.
+    """Return the id under which the store keeps a stream. Each name has its own.
 
     Raises:
         Fault: the name is empty, too long, or holds control characters.
@@ -34,10 +38,6 @@ def stream_name_of(stream_id: str) -> str:
 
 def type_of(stream_id: str) -> str:
     return stream_id.partition("-")[0]
-
-
-def metadata_stream(name: str) -> str:
-    return f"$${name}"
 
 
 def category_query(category: str) -> tuple[str, str]:

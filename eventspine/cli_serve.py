@@ -48,7 +48,7 @@ def serve_kurrent(
 
     async def work() -> None:
         async with open_pool(settings.need_postgres(), max_connections=10) as pool:
-            store = PostgresEventStore(pool, max_event_bytes=max(settings.max_event_bytes, 2**22))
+            store = PostgresEventStore(pool, max_event_bytes=settings.max_event_bytes)
             await store.register(declared.event_types, declared.upcasters)
             server = KurrentServer(
                 store,

@@ -58,6 +58,8 @@ class Appends:
             raise Deleted(name)
         if not proposed:
             return await self._nothing(name, stream_id, expected)
+        if any(each.event_type == TOMBSTONE_TYPE for each in proposed):
+            raise bad_request(f"{TOMBSTONE_TYPE} is the server's own event type; tombstone the stream instead")
         if sum(each.size for each in proposed) > self.max_append_bytes:
             raise TooLarge(self.max_append_bytes)
         await self._know_types(proposed)
@@ -255,14 +257,3 @@ def _other_ids(stream_id: str, expected: ExpectedVersion, proposed: Sequence[Pro
         count = seen[each.event_id] = seen.get(each.event_id, 0) + 1
         ids.append(replacement_id(stream_id, each.event_id, f"{at}#{count}"))
     return ids
-
-
-def check_expected(revision: int) -> ExpectedVersion:
-    """Return the version that a client's revision stands for.
-
-    Raises:
-        Fault: it is beyond what a stream can have.
-    """
-    if revision >= 2**63 - 1:
-        raise bad_request(f"the expected revision {revision} is beyond 63 bits")
-    return revision + 1

@@ -35,6 +35,7 @@ _MATCHES = load_sql(_SQL, "sql/matches")
 
 _PAGE_EVENTS = 500
 _PAGE_BYTES = 4_000_000
+_PAGE_LINKS = 64  # what they lead to may be large
 _SCAN_EVENTS = 10_000  # a filter looks at so many events in one statement
 _LINK_TYPE = "$>"
 
@@ -83,7 +84,7 @@ _FIRST = Recorded(
 
 
 class Reader:
-    """Reads for all calls of one server. At most a page of each read is in memory: 500 events, 4 MB."""
+    """Reads for all calls of one server. At most a page of each read is in memory: 500 events and 4 MB, or 64 links."""
 
     def __init__(self, store: PostgresEventStore, rules: Rules) -> None:
         self._store = store
@@ -226,6 +227,7 @@ class Reader:
         self, name: str, links: tuple[str, tuple[str, ...]], first: int, last: int, limit: int, *, resolve: bool, backwards: bool
     ) -> Page:
         statement, parameters = links
+        limit = min(limit, _PAGE_LINKS)
         skip = max(last - limit, first - 1) if backwards else first - 1
         wanted = min(limit, last - skip)
         rows = await self._rows(statement, *parameters, 0, 2**63 - 1, wanted, skip)

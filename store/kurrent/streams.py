@@ -39,6 +39,7 @@ _TooLargeDetail = message_class("TooLargeDetail")
 _ANY_URL = "type.googleapis.com/event_store.client."
 _NO_DETAIL = "type.googleapis.com/google.protobuf.Empty"
 _MAX_WAITING_APPENDS = 256
+_MAX_OPEN_BATCHES = 1000
 
 
 class StreamsService:
@@ -148,8 +149,9 @@ class StreamsService:
                     key = str(id_of(message.correlation_id))
                     batch = open_batches.setdefault(key, _Batch(message.correlation_id))
                     batch.take(message, self._appends.max_append_bytes)
-                    if sum(each.size for each in open_batches.values()) > 16 * self._appends.max_append_bytes:
-                        raise TooLarge(self._appends.max_append_bytes)
+                    held = sum(each.size for each in open_batches.values())
+                    if held > 16 * self._appends.max_append_bytes or len(open_batches) > _MAX_OPEN_BATCHES:
+                        raise bad_request("too many batches are begun and not ended")
                     if message.is_final:
                         del open_batches[key]
                         await room.acquire()

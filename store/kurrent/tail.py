@@ -70,6 +70,9 @@ class Tail:
                 if not backoff.failing:
                     logger.warning("the door waits for Postgres: %s", error)
                 await wait_or_raise(backoff, error)
+            except Exception:  # without it, every subscription would wait for ever and nobody knew
+                logger.exception("the door can't follow the log; it tries again")
+                await asyncio.sleep(_POLL_S)
 
     async def _advance(self) -> None:
         end = await self._store.last_position()

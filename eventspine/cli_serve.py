@@ -12,6 +12,7 @@ from .connect import open_pool
 from .running import signalled
 from .schema_module import load_schema_module
 from .schemas import SettingsError
+from .schemas.registry_users import Users
 from .settings import Settings
 from .store.postgres import PostgresEventStore
 from .terminal import messages, run
@@ -34,6 +35,7 @@ def serve_kurrent(
     advertise: Annotated[str, typer.Option(help="HOST:PORT told to clients that discover; default: where it listens.")] = "",
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), to speak TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    users: Annotated[Path | None, typer.Option(help="Who may use it: lines of `registry password`. Default: everybody.")] = None,
 ) -> None:
     """Serve the store to programs written for EventStoreDB and KurrentDB, over their gRPC protocol, until stopped."""
     try:
@@ -55,6 +57,7 @@ def serve_kurrent(
                 tls_cert=_content(tls_cert),
                 tls_key=_content(tls_key),
                 advertise=told,
+                users=Users.from_file(users) if users else None,
             )
             stopped = asyncio.Event()
             async with server.listening(host, port) as bound:

@@ -76,6 +76,51 @@ class Appends:
         except EventIdTaken:
             return await self._append_taken(name, stream_id, expected, proposed, ids)
 
+    async def append_session(self, parts: Sequence[tuple[str, ExpectedVersion, Sequence[Proposed]]]) -> list[Appended]:
+        """Append to several streams, all or none; return where each append ended.
+
+        Raises: as `append`; of WrongVersion and Deleted, for the first stream that is not as expected.
+        """
+        appends, marks = [], []
+        for name, expected, proposed in parts:
+            rules = self._rules.of(name)
+            if (rules.tombstoned and not name.startswith("$$")) or (rules.deleted and expected is STREAM_EXISTS):
+                raise Deleted(name)
+            if any(each.size > self.max_append_bytes for each in proposed):
+                raise TooLarge(self.max_append_bytes)
+            if any(each.event_type == TOMBSTONE_TYPE for each in proposed):
+                raise bad_request(f"{TOMBSTONE_TYPE} is the server's own event type; tombstone the stream instead")
+            await self._know_types(proposed)
+            stream_id = stream_id_of(name)
+            if rules.deleted:
+                last = await self.last_version(stream_id)
+                if not isinstance(expected, Expected) and expected not in (0, last):
+                    raise WrongVersion(name, expected, last)
+                expected, metadata_id = last, stream_of_metadata(name)
+                mark = _marking(METADATA_TYPE, without_deletion(rules, last))
+                marks.append(StreamAppend(metadata_id, type_of(metadata_id), [mark], ANY))
+            events = self._events(proposed, _own_ids(stream_id, proposed))
+            appends.append(StreamAppend(stream_id, type_of(stream_id), events, expected))
+        try:
+            recorded = await self._store.append_streams([*appends, *marks])
+        except ConcurrencyError as conflict:
+            place = next(n for n, each in enumerate(appends) if each.stream_id == conflict.stream_id)
+            raise WrongVersion(*parts[place][:2], conflict.actual) from None
+        except EventIdTaken:
+            others = [
+                append._replace(events=self._events(proposed, _other_ids(append.stream_id, expected, proposed)))
+                for append, (_, expected, proposed) in zip(appends, parts, strict=True)
+            ]
+            try:
+                recorded = await self._store.append_streams([*others, *marks])
+            except (ConcurrencyError, EventIdTaken) as conflict:
+                place = next(n for n, each in enumerate(appends) if each.stream_id == conflict.stream_id)
+                actual = await self.last_version(conflict.stream_id)
+                raise WrongVersion(*parts[place][:2], actual) from None
+        for events in recorded:
+            self._learn(events)
+        return [Appended(events[-1].version, events[-1].global_position) for events in recorded[: len(appends)]]
+
     async def delete(self, name: str, expected: ExpectedVersion) -> int:
         """Delete a stream: its events are not given out any more; it can be written to again. Return the position of the mark.
 

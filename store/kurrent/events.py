@@ -10,12 +10,12 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from ...schemas import Event, InvalidEvent, Opaque
+from ...schemas import Event, Opaque
 from ...schemas.codec import json_of
 from ...schemas.from_json import data_from_json
 from ...schemas.opaque import JSON, raw_content
 from ..postgres import PostgresEventStore
-from .faults import Fault, bad_request
+from .faults import bad_request
 from .messages import message_class
 from .names import stream_name_of
 
@@ -223,8 +223,3 @@ def record_of(recorded: Recorded, *, structured: bool) -> Any:
 
 def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
-
-
-def refused(error: InvalidEvent) -> Fault:
-    """Return what tells a client that the store refused its event."""
-    return bad_request(str(error))

@@ -31,6 +31,8 @@ _METHODS = (
     (_PERSISTENT, "replayparked", ("stream", "all")),
     (_PERSISTENT, "list", ("stream", "all")),
     (_PERSISTENT, "restartsubsystem", ()),
+    ("kurrentdb.protocol.v2.streams.streamsservice", "appendsession", ()),
+    ("kurrentdb.protocol.v2.streams.streamsservice", "appendrecords", ()),
     ("event_store.client.gossip.gossip", "read", ()),
     ("event_store.client.server_features.serverfeatures", "getsupportedmethods", ()),
 )

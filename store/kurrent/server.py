@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import grpc
 
 from ...schemas import OPAQUE, SettingsError
+from ...schemas.registry_users import Users
 from ..postgres import PostgresEventStore
 from .appends import Appends
 from .calls import Method
 from .gossip import FeaturesService, GossipService
+from .login import Login
 from .persistent import PersistentService
 from .reading import Reader
 from .rules import Rules
+from .sessions import SessionsService
 from .streams import StreamsService
 from .tail import Tail
 
@@ -35,7 +38,8 @@ class KurrentServer:
     """Serves a Postgres store to programs written for EventStoreDB and KurrentDB.
 
     `max_append_bytes` bounds data plus metadata of one append. With `tls_cert` and `tls_key` (PEM), it speaks TLS. `advertise` is
-    the host and port that clients are told when they ask for the cluster's members.
+    the host and port that clients are told when they ask for the cluster's members. With `users`,
+    which needs TLS, only they may call.
     """
 
     def __init__(
@@ -46,11 +50,15 @@ class KurrentServer:
         tls_cert: bytes = b"",
         tls_key: bytes = b"",
         advertise: tuple[str, int] | None = None,
+        users: Users | None = None,
     ) -> None:
         self._store = store
         self._max_append_bytes = max_append_bytes
         self._tls = (tls_key, tls_cert) if tls_cert else None
         self._advertise = advertise
+        self._users = users
+        if users is not None and not self._tls:
+            raise SettingsError("passwords are not taken in the clear: give users together with a certificate and its key")
 
     @asynccontextmanager
     async def listening(self, host: str = "127.0.0.1", port: int = 2113) -> AsyncIterator[int]:
@@ -64,6 +72,7 @@ class KurrentServer:
         rules = Rules()
         tail = Tail(self._store, rules)
         server = grpc.aio.server(
+            interceptors=[Login(self._users)] if self._users is not None else [],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -88,6 +97,7 @@ class KurrentServer:
             PersistentService(self._store, reader, tail),
             GossipService(*(self._advertise or (host, bound))),
             FeaturesService(),
+            SessionsService(appends),
         ]
         async with tail.running():
             server.add_generic_rpc_handlers([_handler(each.name, each.methods) for each in services])

@@ -76,7 +76,7 @@ class Appends:
         except EventIdTaken:
             return await self._append_taken(name, stream_id, expected, proposed, ids)
 
-    async def append_session(self, parts: Sequence[tuple[str, ExpectedVersion, Sequence[Proposed]]]) -> list[Appended]:
+    async def append_session(self, parts: Sequence[tuple[str, ExpectedVersion, list[Proposed]]]) -> list[Appended]:
         """Append to several streams, all or none; return where each append ended.
 
         Raises: as `append`; of WrongVersion and Deleted, for the first stream that is not as expected.

@@ -14,7 +14,7 @@ from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, ExpectedVersion
 from .appends import Appended, Appends
 from .calls import Call, Method, stream_in, unary
 from .events import Proposed
-from .faults import Deleted, Fault, TooLarge, WrongVersion, bad_request, expected_code
+from .faults import Deleted, Fault, WrongVersion, bad_request, expected_code
 from .messages import message_class
 from .reading import is_links
 from .requests import parsed
@@ -29,6 +29,7 @@ _Status = message_class("Status")
 _StreamFault = message_class("StreamFault")
 _RevisionConflict = message_class("RevisionConflict")
 _RecordTooLarge = message_class("RecordTooLarge")
+_ConsistencyViolations = message_class("ConsistencyViolations")
 
 _ERRORS = "type.googleapis.com/kurrentdb.protocol.v2.streams.errors."
 _FORMATS = {0: JSON, 1: JSON, 2: "application/x-protobuf", 3: "application/avro", 4: "application/octet-stream"}
@@ -61,17 +62,24 @@ class SessionsService:
         size = 0
         async for content in contents:
             message = parsed(_SessionPart, content)
-            expected = _expected(message.expected_revision) if message.HasField("expected_revision") else ANY
-            part = Part(_name(message.stream), expected, [_proposed(each) for each in message.records])
+            wanted = _expected(message.expected_revision) if message.HasField("expected_revision") else ANY
+            part = Part(_name(message.stream), wanted, [_proposed(each) for each in message.records])
             if any(each.name == part.name for each in parts):
-                raise _fault(StatusCode.ABORTED, f"Stream '{part.name}' is in this session twice.", "StreamAlreadyInAppendSession", part.name)
+                text = f"Stream '{part.name}' is in this session twice."
+                raise _fault(StatusCode.ABORTED, text, "StreamAlreadyInAppendSession", part.name)
             size += sum(each.size for each in part.proposed)
             if size > self._appends.max_append_bytes * 4 or len(parts) >= _MAX_STREAMS:
-                raise Fault(StatusCode.ABORTED, f"A session appends to {_MAX_STREAMS} streams, {4 * self._appends.max_append_bytes} bytes.")
+                limit = f"{_MAX_STREAMS} streams, {4 * self._appends.max_append_bytes} bytes"
+                raise Fault(StatusCode.ABORTED, f"A session appends {limit} at most.")
             parts.append(part)
         if not parts:
             raise Fault(StatusCode.FAILED_PRECONDITION, "The session appends nothing.")
-        appended = await self._append(parts)
+        try:
+            appended = await self._append(parts)
+        except WrongVersion as wrong:
+            expected, actual = expected_code(wrong.expected), wrong.actual - 1
+            conflict = _RevisionConflict(stream=wrong.name, expected_revision=expected, actual_revision=actual)
+            raise _detailed(wrong.code, wrong.text, "StreamRevisionConflict", conflict) from None
         output = [
             {"stream": part.name, "stream_revision": each.version - 1, "position": each.position}
             for part, each in zip(parts, appended, strict=True)
@@ -92,23 +100,30 @@ class SessionsService:
         if others:
             raise bad_request(f"{sorted(others)} are checked and not appended to, which this server does not do")
         parts = [Part(name, expected.get(name, ANY), proposed) for name, proposed in by_name.items()]
-        appended = await self._append(parts)
+        try:
+            appended = await self._append(parts)
+        except WrongVersion as wrong:
+            names = [check.stream_state.stream for check in message.checks]
+            state = {"stream": wrong.name, "expected_state": expected_code(wrong.expected), "actual_state": wrong.actual - 1}
+            index = names.index(wrong.name) if wrong.name in names else 0
+            found = _ConsistencyViolations(violations=[{"check_index": index, "stream_state": state}])
+            raise _detailed(wrong.code, wrong.text, "AppendConsistencyViolation", found) from None
         revisions = [{"stream": part.name, "revision": each.version - 1} for part, each in zip(parts, appended, strict=True)]
-        return bytes(_RecordsResponse(revisions=revisions, position=max(each.position for each in appended)).SerializeToString())
+        position = max(each.position for each in appended)
+        return bytes(_RecordsResponse(revisions=revisions, position=position).SerializeToString())
 
     async def _append(self, parts: Sequence[Part]) -> list[Appended]:
+        limit = self._appends.max_append_bytes
+        for part in parts:
+            for each in part.proposed:
+                if each.size > limit:
+                    text = f"A record of stream '{part.name}' has {each.size} bytes; {limit} is the limit."
+                    details = _RecordTooLarge(stream=part.name, record_id=str(each.event_id), size=each.size, max_size=limit)
+                    raise _detailed(StatusCode.INVALID_ARGUMENT, text, "AppendRecordSizeExceeded", details)
         try:
-            return await self._appends.append_session([tuple(part) for part in parts])
-        except WrongVersion as wrong:
-            details = _RevisionConflict(
-                stream=wrong.name, expected_revision=expected_code(wrong.expected), actual_revision=wrong.actual - 1
-            )
-            raise _detailed(wrong.code, wrong.text, "StreamRevisionConflict", details) from None
+            return await self._appends.append_session(parts)
         except Deleted as deleted:
             raise _fault(deleted.code, deleted.text, "StreamTombstoned", deleted.name) from None
-        except TooLarge as large:
-            details = _RecordTooLarge(max_size=large.limit)
-            raise _detailed(large.code, large.text, "AppendRecordSizeExceeded", details) from None
 
 
 def _name(name: str) -> str:

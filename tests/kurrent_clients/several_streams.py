@@ -15,11 +15,11 @@ NewEvent, NewEvents, StreamState = lib.NewEvent, events.NewEvents, lib.StreamSta
 
 
 def appended(client: Any, *parts: tuple[str, Any, int]) -> int:
+    def moved() -> Any:
+        return NewEvent(type="Moved", data=b"{}", metadata=b'{"by": "m"}')
+
     position: int = client.multi_append_to_stream(
-        [
-            NewEvents(name, events=[NewEvent(type="Moved", data=b"{}", metadata=b'{"by": "m"}') for _ in range(count)], current_version=state)
-            for name, state, count in parts
-        ]
+        [NewEvents(name, [moved() for _ in range(count)], state) for name, state, count in parts]
     )
     return position
 

@@ -12,9 +12,10 @@ from ...schemas import InvalidEvent
 from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, Expected, ExpectedVersion
 from .appends import Appended, Appends
 from .calls import Call, Method, fault_of, stream_in, streams, unary
-from .events import Proposed, id_of, proposed_of, record_of
+from .events import Proposed, id_of, proposed_of
 from .faults import Deleted, Fault, TooLarge, WrongVersion, bad_request
 from .following import Mark, follow_all, follow_stream
+from .frames import event_frame
 from .messages import message_class
 from .names import stream_id_of
 from .reading import Item, Reader, StreamNotFound, is_links
@@ -24,7 +25,6 @@ from .tail import Tail
 __all__ = ["StreamsService"]
 
 _ReadResponse = message_class("ReadResponse")
-_ReadEvent = message_class("ReadResponse.ReadEvent")
 _AppendRequest = message_class("AppendRequest")
 _AppendResponse = message_class("AppendResponse")
 _BatchAppendRequest = message_class("BatchAppendRequest")
@@ -83,7 +83,7 @@ class StreamsService:
             )
         try:
             async for item in items:
-                yield _event_frame(item, request.structured)
+                yield event_frame(item, structured=request.structured)
         except StreamNotFound:
             identifier = {"stream_name": request.name.encode()}
             yield _ReadResponse(stream_not_found={"stream_identifier": identifier}).SerializeToString()
@@ -102,7 +102,7 @@ class StreamsService:
             )  # fmt: skip
         yield _ReadResponse(confirmation={"subscription_id": str(uuid4())}).SerializeToString()
         async for item in items:
-            yield _mark_frame(item, bool(request.name)) if isinstance(item, Mark) else _event_frame(item, request.structured)
+            yield _mark_frame(item, bool(request.name)) if isinstance(item, Mark) else event_frame(item, structured=request.structured)
 
     async def append(self, contents: AsyncIterator[bytes], call: Call) -> bytes:
         name, expected = "", None
@@ -251,15 +251,6 @@ def _appendable(name: str) -> str:
     if is_links(name):
         raise bad_request(f"{name!r} is made of links to other streams' events; append to those")
     return name
-
-
-def _event_frame(item: Item, structured: bool) -> bytes:
-    event = _ReadEvent(commit_position=item.place.position)
-    if item.event is not None:
-        event.event.CopyFrom(record_of(item.event, structured=structured))
-    if item.link is not None:
-        event.link.CopyFrom(record_of(item.link, structured=structured))
-    return bytes(_ReadResponse(event=event).SerializeToString())
 
 
 def _mark_frame(mark: Mark, of_stream: bool) -> bytes:

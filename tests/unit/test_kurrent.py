@@ -18,14 +18,17 @@ from eventspine.schemas.opaque import JSON, OPAQUE, raw_content, readable
 from eventspine.store.kurrent.events import id_of, record_of
 from eventspine.store.kurrent.faults import Fault
 from eventspine.store.kurrent.following import Mark, _checkpoints
+from eventspine.store.kurrent.frames import event_frame
 from eventspine.store.kurrent.messages import message_class
 from eventspine.store.kurrent.names import category_query, stream_id_of, stream_name_of, type_of
-from eventspine.store.kurrent.reading import Recorded
+from eventspine.store.kurrent.reading import Item, Recorded
 from eventspine.store.kurrent.requests import read_request_of
 from eventspine.store.kurrent.rules import DELETED, Rules, StreamRules, Told, with_deletion, without_deletion
 from tests.event_types import logical, record
 
-NAMES = ["Order-1", "order", "my stream", str(uuid4()), "$$Order-1", "$$$all", "kurrent-x", "kurrent", "-", "1st-a", "Größe-1", "a-"]
+NAMES = [
+    "Order-1", "order", "my stream", str(uuid4()), "$$Order-1", "$$$all", "kurrent-x", "kurrent", "-", "1st-a", "Größe-1", "a-",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,6 +160,20 @@ def test_ids_in_either_form() -> None:
         assert id_of(record_of(recorded, structured=structured).id) == event_id
     with pytest.raises(Fault):
         id_of(message_class("Id")(string="none"))
+
+
+@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 3_000_000])
+def test_frames_are_what_the_classes_write(structured: bool, size: int) -> None:
+    now = datetime.now(UTC)
+    event = Recorded(uuid4(), "Größe-1", 1, 2**40, "Ereignis", JSON, b"d" * size, b"m" * (size // 2), now)
+    link = Recorded(UUID(int=2**127 + 1), "$ce-Größe", 300, 7, "$>", "application/octet-stream", b"0@x", b"", now)
+    for item in (Item(event), Item(event, link), Item(None, link)):
+        read = message_class("ReadResponse")(event={"commit_position": item.place.position})
+        for field, recorded in (("event", item.event), ("link", item.link)):
+            if recorded is not None:
+                getattr(read.event, field).CopyFrom(record_of(recorded, structured=structured))
+        assert message_class("ReadResponse").FromString(event_frame(item, structured=structured)) == read
 
 
 def test_a_read_says_from_where() -> None:

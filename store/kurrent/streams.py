@@ -102,7 +102,10 @@ class StreamsService:
             )  # fmt: skip
         yield _ReadResponse(confirmation={"subscription_id": str(uuid4())}).SerializeToString()
         async for item in items:
-            yield _mark_frame(item, bool(request.name)) if isinstance(item, Mark) else event_frame(item, structured=request.structured)
+            if isinstance(item, Mark):
+                yield _mark_frame(item, bool(request.name))
+            else:
+                yield event_frame(item, structured=request.structured)
 
     async def append(self, contents: AsyncIterator[bytes], call: Call) -> bytes:
         name, expected = "", None

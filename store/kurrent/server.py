@@ -80,7 +80,7 @@ class KurrentServer:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.http2.max_ping_strikes", 0),  # Node's client pings a call that waits every 10 s
-            ]
+            ],
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:

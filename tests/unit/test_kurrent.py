@@ -15,13 +15,13 @@ from eventspine.schemas import Codec, InvalidEvent, Opaque, PinnedType, UnknownE
 from eventspine.schemas.event import check_stream_id
 from eventspine.schemas.from_json import data_from_json
 from eventspine.schemas.opaque import JSON, OPAQUE, raw_content, readable
-from eventspine.store.kurrent.events import id_of, record_of
+from eventspine.store.kurrent.events import Recorded, id_of, record_of
 from eventspine.store.kurrent.faults import Fault
 from eventspine.store.kurrent.following import Mark, _checkpoints
 from eventspine.store.kurrent.frames import event_frame
 from eventspine.store.kurrent.messages import message_class
 from eventspine.store.kurrent.names import category_query, stream_id_of, stream_name_of, type_of
-from eventspine.store.kurrent.reading import Item, Recorded
+from eventspine.store.kurrent.reading import Item
 from eventspine.store.kurrent.requests import read_request_of
 from eventspine.store.kurrent.rules import DELETED, Rules, StreamRules, Told, with_deletion, without_deletion
 from tests.event_types import logical, record

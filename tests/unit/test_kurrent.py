@@ -27,7 +27,8 @@ from eventspine.store.kurrent.rules import DELETED, Rules, StreamRules, Told, wi
 from tests.event_types import logical, record
 
 NAMES = [
-    "Order-1", "order", "my stream", str(uuid4()), "$$Order-1", "$$$all", "kurrent-x", "kurrent", "-", "1st-a", "Größe-1", "a-",
+    "Order-1", "order", "my stream", "e8abad29-9cd5-4218-b0d2-670be2de7f11", "$$Order-1", "$$$all",
+    "kurrent-x", "kurrent", "-", "1st-a", "Größe-1", "a-",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from .cli_react import react
 from .cli_registry import registry_app
 from .cli_relay import relay_app
 from .cli_schema import schema_app
+from .cli_serve import serve_app
 from .connect import open_pool
 from .consumers import Consumer, LogConsumer, Projection
 from .projection_module import load_projection
@@ -55,6 +56,7 @@ for name, group in [
     ("privacy", privacy_app),
     ("projections", projections_app),
     ("registry", registry_app),
+    ("serve", serve_app),
 ]:
     app.add_typer(group, name=name)
 app.command("react")(react)

@@ -24,10 +24,12 @@ from .errors import (
 )
 from .event import Event, StoredEvent, category_of
 from .event_type import EventType, load_event_types
+from .opaque import OPAQUE, Opaque
 from .registry_client import RegistryClient
 from .upcasting import Upcaster, upcaster
 
 __all__ = [
+    "OPAQUE",
     "Codec",
     "ConcurrencyError",
     "ConditionFailed",
@@ -43,6 +45,7 @@ __all__ = [
     "InvalidEvent",
     "Level",
     "LocalStackError",
+    "Opaque",
     "PinnedType",
     "ProjectionError",
     "ReactionError",

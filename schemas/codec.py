@@ -22,6 +22,7 @@ from .errors import DecodeError, InvalidEvent, SchemaError, UnknownEventType
 from .event import Event
 from .event_type import EventType
 from .faults import decimal_fault, fault_in_bytes, fault_in_data, path_of_nul
+from .opaque import OPAQUE, Opaque, encode_opaque, readable
 from .reader import compile_reader
 from .upcasting import Upcaster, Upcasting
 from .writer import compile_writer
@@ -150,6 +151,8 @@ class Codec:
             InvalidEvent: the data does not fit; the field is named.
         """
         encoder = self._encoders.get((event_type, schema_version))
+        if encoder is None and type(data) is Opaque and (event_type, schema_version) not in self._by_name:
+            return self._encode_opaque(event_type, data)
         write, version = encoder or self._make_encoder(event_type, schema_version)
         try:
             payload, decoded = write(data)
@@ -159,6 +162,13 @@ class Codec:
         if "\\" in text and "\\u0000" in text and (path := path_of_nul(decoded)):
             raise InvalidEvent(f"{path} contains a NUL character, which Postgres can't store", event_type=event_type)
         return Encoded(payload, text, decoded, version)
+
+    def _encode_opaque(self, event_type: str, data: Opaque) -> Encoded:
+        pinned = self._by_name.get((OPAQUE.name, OPAQUE.schema_version))
+        if pinned is None or any(name == event_type and version for name, version in self._by_name):
+            raise UnknownEventType(self._advice(event_type, 0), event_type=event_type)
+        payload, text, decoded = encode_opaque(_HEADER.pack(0, pinned.schema_id), data)
+        return Encoded(payload, text, decoded, 0)
 
     def _make_encoder(self, event_type: str, schema_version: int) -> Encoder:
         pinned = self._by_name.get((event_type, schema_version))
@@ -204,7 +214,10 @@ class Codec:
             if schema_id not in self._by_id:
                 raise UnknownSchemaId(f"schema id {schema_id} is not registered in this store")
             pinned = self._by_id[schema_id]
-            read = compile_reader(pinned.event_type.parsed, offset=5) or partial(_read, pinned)
+            compiled = compile_reader(pinned.event_type.parsed, offset=5)
+            if compiled is not None and pinned.event_type.full_name == OPAQUE.full_name:
+                compiled = partial(_read_opaque, compiled)
+            read = compiled or partial(_read, pinned)
             self.readers[payload[:5]] = read
         try:
             return read(payload)
@@ -229,12 +242,17 @@ def _read(pinned: PinnedType, payload: bytes) -> dict[str, Any]:
     try:
         fault: object = fault_in_bytes(payload, schema, 5)
         if not fault:
-            return cast(dict[str, Any], schemaless_reader(buffer, schema, None))
+            data = cast(dict[str, Any], schemaless_reader(buffer, schema, None))
+            return readable(data) if pinned.event_type.full_name == OPAQUE.full_name else data
         cause = None
     except Exception as error:  # fastavro raises whatever the conversion of a value raises
         fault, cause = repr(error), error
     name = f"{pinned.event_type.name} version {pinned.event_type.schema_version} (schema id {pinned.schema_id})"
     raise DecodeError(f"{len(payload)} bytes do not fit {name}: {fault}") from cause
+
+
+def _read_opaque(read: Callable[[bytes], dict[str, Any]], payload: bytes) -> dict[str, Any]:
+    return readable(read(payload))
 
 
 def json_of(data: Mapping[str, Any]) -> bytes:

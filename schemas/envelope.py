@@ -28,6 +28,7 @@ from .cloudevents import CONTENT_TYPE, Header, event_of
 from .codec import Codec, UnknownSchemaId, schema_id_of
 from .errors import DecodeError
 from .event import Event, StoredEvent, rfc3339
+from .opaque import OPAQUE
 from .pins import ids_from_registry, pin_schema
 from .postgres import load_sql, translated
 from .reader import compile_reader
@@ -240,11 +241,13 @@ class RecordReader:
             envelope, avro = split_envelope(value)
         except DecodeError as error:
             raise DecodeError(f"the record has no header ce_id, and its value is no event's envelope: {error}") from error
-        pinned = self._codec.pinned_type(envelope.event_type, envelope.schema_version)
+        opaque = envelope.schema_version == 0
+        kind = (OPAQUE.name, OPAQUE.schema_version) if opaque else (envelope.event_type, envelope.schema_version)
+        pinned = self._codec.pinned_type(*kind)
         if pinned is None:
             raise UnknownSchemaId(f"{envelope.event_type} version {envelope.schema_version} is not registered in this store")
         event = _event_of(headers, envelope, self._codec.decode(pinned.schema_id.to_bytes(5, "big") + avro))
-        if known is None:
+        if known is None and not opaque:
             reader = compile_reader(parse_schema(envelope_schema(pinned.event_type.definition), named_schemas={}), offset=5)
             if reader is not None:
                 self._readers[value[:5]] = reader, envelope.event_type, envelope.schema_version

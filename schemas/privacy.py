@@ -145,7 +145,9 @@ def _cipher(key: bytes) -> Any:
 
 
 def _personal_type(codec: Codec, event: Event) -> EventType | None:
-    event_type = codec.event_type(event.event_type, event.schema_version) if isinstance(event, Event) else None
+    if not isinstance(event, Event) or (event.version and not event.schema_version):  # recorded, and opaque
+        return None
+    event_type = codec.event_type(event.event_type, event.schema_version)
     return event_type if event_type is not None and event_type.personal else None
 
 

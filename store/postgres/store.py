@@ -272,6 +272,18 @@ class PostgresEventStore:
         """Drop a person's key from memory, so that the next read asks for it again."""
         self._keys.forget(subject)
 
+    def event_type(self, name: str) -> EventType | None:
+        """Return an event type in today's version as far as this process knows, None if it is not registered."""
+        return self._codec.event_type(name, 0)
+
+    async def refresh_types(self) -> None:
+        """Learn the event types that other processes have registered meanwhile."""
+        await self._load_types()
+
+    async def events_of(self, rows: Sequence[asyncpg.Record]) -> list[Event]:
+        """Return the events of rows that were read in the columns and the order of sql/read_all.sql."""
+        return await self._events(rows)
+
     async def read_rows(
         self, statement: str, *parameters: Any, as_written: bool = False, connection: Connection | None = None
     ) -> list[Event]:

@@ -27,7 +27,7 @@ def test_wheel_runs_outside_the_checkout(empty_database: str, tmp_path: Path) ->
     inside = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("schemas", "store", "relay", "consumers", "examples", "eventspine"):
         for file in (source / folder).rglob("*"):
-            if file.suffix in (".py", ".sql", ".lua", ".avsc", ".lock", ".typed"):
+            if file.suffix in (".py", ".sql", ".lua", ".avsc", ".lock", ".typed", ".proto", ".binpb"):
                 name = file.relative_to(source).as_posix()
                 assert (name if folder == "eventspine" else f"eventspine/{name}") in inside, f"{name} is not in the wheel"
     assert not any(name.startswith(("schemas/", "store/", "tests/")) for name in inside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ __all__ = ["Fetched", "GivenUp", "Member", "work_of"]
 
 logger = logging.getLogger(__name__)
 
+_REJOIN_WITHIN_S: Final = 30.0  # beside what members take to give up partitions
 _NOTHING: Final = Folded([], [], {}, [])
 _REFUSED_ACCESS: Final = (
     kafka.TopicAuthorizationFailedError,
@@ -90,6 +92,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         self._fetching: asyncio.Task[Fetched] | None = None
         self._topic_ids: dict[str, str] = {}
         self._behind: dict[Partition, int] = {}
+        self._gave_up_at = 0.0
         session_ms = int(session_timeout_s * 1000)
         self._kafka = AIOKafkaConsumer(
             **asyncio_settings(bootstrap),
@@ -106,7 +109,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
             heartbeat_interval_ms=session_ms // 3,
             # Whoever waits for a slow handler stays a member: the heartbeats show that it lives.
             max_poll_interval_ms=2**31 - 1,
-            rebalance_timeout_ms=int(drain_s * 1000) + 30_000,
+            rebalance_timeout_ms=int((drain_s + _REJOIN_WITHIN_S) * 1000),
         )
 
     async def join(self) -> None:
@@ -126,18 +129,20 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         await self._give_up()
         for task in filter(None, [self._fetching, self._told]):
             await asyncio.wait([task], timeout=0.5)
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():
+                task.cancel()  # again: the client may lose it, when it comes together with what it waits for
+                await asyncio.wait([task], timeout=0.2)
             if not task.cancelled():
                 task.exception()  # an older error ends this membership
-        with suppress(Exception):
-            async with asyncio.timeout(10):
-                await self._kafka.stop()
+        stopping = asyncio.create_task(self._kafka.stop())
+        await asyncio.wait([stopping], timeout=10)
+        stopping.cancel()  # without waiting for that: with its lines cut, the client may wait for ever, whatever it is told
+        stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def fetch(self, room: int) -> Fetched:
         """Return records that are there, at most `room`, or none after a moment.
 
-        Raises what a task or a call-back of this member failed with.
+        Raises what a task or a call-back of this member failed with, and Unavailable when a rebalance does not end.
         """
         if self._fetching is None and room > 0 and not self.paused:
             self._fetching = asyncio.create_task(self._fetch(room))
@@ -146,6 +151,8 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
         await asyncio.wait(waited_for, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             await self._failed
+        if self.leaving.is_set() and time.monotonic() - self._gave_up_at > self._drain_s + _REJOIN_WITHIN_S:
+            raise Unavailable("the consumer group did not take us back")
         if self._fetching is None or not self._fetching.done():
             return Fetched([], {})
         fetched, self._fetching = self._fetching, None
@@ -315,6 +322,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has
     async def _give_up(self) -> None:
         """Let what is under way end, or cancel it; keep how far it is; own nothing any more."""
         self.leaving.set()
+        self._gave_up_at = time.monotonic()
         tasks = list(self._tasks)
         try:
             if tasks:

@@ -19,7 +19,18 @@ from .faults import bad_request
 from .messages import message_class
 from .names import stream_name_of
 
-__all__ = ["NAMESPACE", "Proposed", "Recorded", "event_of", "id_of", "proposed_of", "record_of", "recorded_of", "replacement_id"]
+__all__ = [
+    "NAMESPACE",
+    "Proposed",
+    "Recorded",
+    "event_of",
+    "id_of",
+    "lifted_ids",
+    "proposed_of",
+    "record_of",
+    "recorded_of",
+    "replacement_id",
+]
 
 _RecordedEvent = message_class("RecordedEvent")
 _Id = message_class("Id")
@@ -131,7 +142,7 @@ def _metadata(proposed: Proposed, stored_id: UUID) -> dict[str, Any]:
         else:
             kept["metadata"] = text
             if "$c" in text:
-                metadata |= _lifted(proposed.metadata)
+                metadata |= lifted_ids(proposed.metadata)
     if stored_id != proposed.event_id:
         kept["id"] = str(proposed.event_id)
     if kept:
@@ -139,7 +150,8 @@ def _metadata(proposed: Proposed, stored_id: UUID) -> dict[str, Any]:
     return metadata
 
 
-def _lifted(content: bytes) -> dict[str, str]:
+def lifted_ids(content: bytes) -> dict[str, str]:
+    """Return the ids of correlation and causation that a client's metadata names, as `correlation_id` and `causation_id`."""
     try:
         said = _read_json.decode(content)
     except (msgspec.MsgspecError, ValueError, RecursionError):

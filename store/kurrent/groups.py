@@ -16,6 +16,7 @@ from grpc import StatusCode
 from ...schemas import Unavailable
 from ...schemas.postgres import load_sql, translated
 from ..postgres import PostgresEventStore
+from .events import lifted_ids
 from .faults import Fault
 from .group_settings import ALL, GroupSettings
 from .reading import Item, Page, Reader
@@ -262,9 +263,8 @@ class Group:
 
     def _pin(self, message: Message) -> str:
         event = message.item.event or message.item.place
-        if self.settings.strategy == "PinnedByCorrelation" and b"$correlationId" in event.metadata:
-            return event.metadata.partition(b"$correlationId")[2].decode(errors="replace")
-        return event.name
+        correlated = self.settings.strategy == "PinnedByCorrelation"
+        return (lifted_ids(event.metadata).get("correlation_id") if correlated else None) or event.name
 
     def _expire(self, now: float) -> None:
         for subscriber in self.subscribers:

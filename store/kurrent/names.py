@@ -9,10 +9,9 @@ import re
 
 from .faults import bad_request
 
-__all__ = ["SYSTEM", "category_query", "stream_id_of", "stream_name_of", "type_of"]
+__all__ = ["category_query", "stream_id_of", "stream_name_of", "type_of"]
 
-SYSTEM = "kurrent"
-_PREFIX = f"{SYSTEM}-"
+_PREFIX = "kurrent-"
 _UUID = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"  # whose first part is no category, though it may look like one
 _NATIVE = re.compile(rf"(?!{_UUID}\Z)[A-Za-z_][A-Za-z0-9_.]*-[^\x00-\x1f\x7f]+")
 _MAX_CHARS = 400

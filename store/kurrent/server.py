@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -25,13 +25,6 @@ from .tail import Tail
 __all__ = ["KurrentServer"]
 
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-
-
-class Listening(NamedTuple):
-    """Where a server can be reached."""
-
-    host: str
-    port: int
 
 
 class KurrentServer:

@@ -15,7 +15,7 @@ from eventspine.schemas import Codec, InvalidEvent, Opaque, PinnedType, UnknownE
 from eventspine.schemas.event import check_stream_id
 from eventspine.schemas.from_json import data_from_json
 from eventspine.schemas.opaque import JSON, OPAQUE, raw_content, readable
-from eventspine.store.kurrent.events import Recorded, id_of, record_of
+from eventspine.store.kurrent.events import Recorded, id_of, lifted_ids, record_of
 from eventspine.store.kurrent.faults import Fault
 from eventspine.store.kurrent.following import Mark, _checkpoints
 from eventspine.store.kurrent.frames import event_frame
@@ -152,6 +152,13 @@ def test_checkpoints_fall_due_at_their_distance() -> None:
     assert _checkpoints(10, 19, 20, 10) == [Mark("checkpoint", 20)]
     assert _checkpoints(10, 20, 29, 10) == []
     assert _checkpoints(10, 10, 34, 0) == []
+
+
+def test_a_correlation_is_its_id_alone() -> None:
+    """Events of one correlation go to one consumer, whatever else their metadata says."""
+    first, second = b'{"$correlationId": "c", "$causationId": "1"}', b'{"a": 1, "$correlationId":"c"}'
+    assert lifted_ids(first)["correlation_id"] == lifted_ids(second)["correlation_id"] == "c"
+    assert lifted_ids(b"no JSON: $correlationId") == lifted_ids(b"[]") == {}
 
 
 def test_ids_in_either_form() -> None:

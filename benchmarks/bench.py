@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from eventspine import Event, EventType, PostgresEventStore, Projection, Table, TableWriter, migrate, on
+from eventspine.connect import open_pool
 
 Seen = TypeVar("Seen")
 
@@ -115,7 +116,7 @@ async def database(postgres_dsn: str) -> AsyncIterator[tuple[str, asyncpg.Pool]]
     server = await asyncpg.connect(postgres_dsn)
     await server.execute(f"CREATE DATABASE {name}")
     dsn = urlunsplit(urlsplit(postgres_dsn)._replace(path=f"/{name}"))
-    async with asyncpg.create_pool(dsn, min_size=1, max_size=40) as pool:
+    async with open_pool(dsn, max_connections=40) as pool:
         async with pool.acquire() as connection:
             await migrate(connection)
         yield dsn, pool

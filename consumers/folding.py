@@ -44,21 +44,21 @@ class Folded(NamedTuple):
     reads: bool = False
 
 
-class _Pass(NamedTuple):
-    folded: Folded
-    failed: dict[int, str]  # by the event's place in the batch
-
-
 def fold(projection: Projection, events: Sequence[Event], rows: AllRows | None = None) -> Folded:
     """Run the handlers over a batch, in order, and return what they wrote.
 
     Raises:
         ProjectionError: a handler failed; it names the event.
     """
-    done = _run(projection, list(enumerate(events)), rows or {})
-    for number, reason in done.failed.items():
+    run = _Run(projection, rows or {})
+    for number, event in enumerate(events):
+        reason = run.handle(number, event)
+        if reason:
+            raise failure(projection, event, reason)
+    folded = run.finish(events)
+    for number, reason in run.spoiling.items():
         raise failure(projection, events[number], reason)
-    return done.folded
+    return folded
 
 
 def fold_batch(
@@ -78,37 +78,40 @@ def fold_batch(
         ProjectionError: something failed, and the projection's policy is to halt.
         Refused: a handler of batches failed.
     """
-    asides: dict[int, Aside] = {}
-    blocked: set[tuple[Partition, str]] = {(partition, stream) for partition, streams in parked.items() for stream in streams}
-    failed: dict[int, str] = {number: item.fault for number, item in enumerate(items) if item.fault}
-    tried: set[int] = set(failed)
+    blocked = {(partition, stream) for partition, streams in parked.items() for stream in streams}
+    known: dict[int, str] = {}
+    once: set[int] = set()
     while True:
-        left: list[tuple[int, Event]] = []
-        fresh = set(blocked)
-        if not fresh and not failed:
-            left = [(number, item.event) for number, item in enumerate(items) if item.event is not None]
-        for number, item in enumerate(items) if fresh or failed else ():
-            stream = (item.partition, item.stream_id)
-            if item.event is None and not item.fault:
-                continue
-            if stream in fresh and projection.poison != "skip":
-                asides[number] = Aside(item, "waiting", BEHIND_PARKED)
-            elif number in failed:
-                if projection.poison == "halt":
-                    raise failure(projection, item.event or item, failed[number])
-                asides[number] = Aside(item, "skipped" if projection.poison == "skip" else "parked", failed[number])
-                if projection.poison == "park":
-                    fresh.add(stream)
-            elif item.event is not None:
-                left.append((number, item.event))
         if touched is not None:
             touched.clear()
-        done = _run(projection, left, rows, touched)
-        new = {number: reason for number, reason in done.failed.items() if number in tried}
-        if not done.failed or done.folded.missing:
-            return done.folded._replace(asides=[asides[number] for number in sorted(asides)])
-        tried |= done.failed.keys()
-        failed |= new
+        run = _Run(projection, rows, touched)
+        held = set(blocked) if projection.poison != "skip" else set()
+        asides: list[Aside] = []
+        applied: list[Event] = []
+        for number, item in enumerate(items):
+            event = item.event
+            if event is None and not item.fault:
+                continue
+            if held and (item.partition, item.stream_id) in held:
+                asides.append(Aside(item, "waiting", BEHIND_PARKED))
+                continue
+            reason = item.fault or known.get(number)
+            if not reason and event is not None:
+                reason = run.handle(number, event)
+                if not reason:
+                    applied.append(event)
+                    continue
+            assert reason
+            if projection.poison == "halt":
+                raise failure(projection, event or item, reason)
+            asides.append(Aside(item, "skipped" if projection.poison == "skip" else "parked", reason))
+            if projection.poison == "park":
+                held.add((item.partition, item.stream_id))
+        folded = run.finish(applied)
+        if folded.missing or not run.spoiling:
+            return folded._replace(asides=asides)
+        known |= {number: reason for number, reason in run.spoiling.items() if number in once}
+        once |= run.spoiling.keys()
 
 
 def failure(projection: Projection, event: Event | Item, reason: str) -> ProjectionError:
@@ -125,54 +128,80 @@ def failure(projection: Projection, event: Event | Item, reason: str) -> Project
     )
 
 
-def _run(
-    projection: Projection,
-    events: Sequence[tuple[int, Event]],
-    rows: AllRows,
-    touched: dict[tuple[str, Key], list[int]] | None = None,
-) -> _Pass:
-    """Run the handlers once. Where something failed or is missing, what they wrote is not to be used.
+class _Run:
+    """The handlers, run over the events of a batch one after another, and what they wrote.
 
-    After a failure, the handlers of a projection that reads may see half of what the failed one wrote; so only the first failure
-    counts then. And after a row that was missing, none does.
+    `spoiling` are events that failed, by number, and may have left half of what they do: what was written is not to be used then,
+    nor what fails behind them in a projection that reads. While rows are missing, nothing that fails counts.
     """
-    writers = projection.writers(rows)
-    tables = [writer for writer in writers if isinstance(writer, TableWriter)]
-    handlers = projection.handlers()
-    failed: dict[int, str] = {}
-    for number, event in events:
-        handler = handlers.get(event.event_type)
+
+    def __init__(self, projection: Projection, rows: AllRows, touched: dict[tuple[str, Key], list[int]] | None = None) -> None:
+        self.spoiling: dict[int, str] = {}
+        self._projection = projection
+        self._handlers = projection.handlers()
+        self._writers = projection.writers(rows)
+        self._tables = [writer for writer in self._writers if isinstance(writer, TableWriter)]
+        self._touched = touched
+
+    def handle(self, number: int, event: Event) -> str:
+        """Run an event's handler. One that fails before it writes is tried again; if it fails again, return why."""
+        handler = self._handlers.get(event.event_type)
         if handler is None:
-            continue
-        if touched is not None:
-            for table in tables:
-                table.note = _noting(touched, table.name, number)
+            return ""
+        if self._touched is not None:
+            self._note(number)
+        written = [writer.written for writer in self._writers]
         try:
-            handler(event, *writers)
+            handler(event, *self._writers)
         except NotLoaded:
             pass
         except Exception as error:
-            if not failed or not any(table.was_read for table in tables):
-                failed[number] = _said(error)
-    missing = {table.name: table.missing for table in tables if table.missing}
-    if touched is not None:
-        for table in tables:
-            table.note = _noting(touched, table.name, _MANY)
-    if not failed and not missing:
-        for handler, chosen in projection.batch_handlers([event for _, event in events]):
+            return self._failed(number, event, written, error)
+        return ""
+
+    def finish(self, events: Sequence[Event]) -> Folded:
+        """Run the handlers of batches over the events that were handled, and return what was written, or is missing."""
+        if self._touched is not None:
+            self._note(_MANY)
+        if not self.spoiling and not self._missing():
+            for handler, chosen in self._projection.batch_handlers(events):
+                try:
+                    handler(chosen, *self._writers)
+                except NotLoaded:
+                    break
+                except Exception as error:
+                    raise Refused(_said(error)) from error
+        missing = self._missing()
+        if missing or self.spoiling:
+            return Folded([], [], missing, [])
+        writes = [write for table in self._tables for write in table.flush()]
+        statements = [each for writer in self._writers if not isinstance(writer, TableWriter) for each in writer.flush()]
+        return Folded(writes, statements, {}, [], any(table.was_read for table in self._tables))
+
+    def _failed(self, number: int, event: Event, written: list[int], error: Exception) -> str:
+        if self._missing() or (self.spoiling and any(table.was_read for table in self._tables)):
+            return ""
+        if not self.spoiling and written == [writer.written for writer in self._writers]:
             try:
-                handler(chosen, *writers)
+                self._handlers[event.event_type](event, *self._writers)
+                return ""
             except NotLoaded:
-                missing = {table.name: table.missing for table in tables if table.missing}
-            except Exception as error:
-                raise Refused(_said(error)) from error
-    if missing:
-        return _Pass(Folded([], [], missing, []), {})
-    if failed:
-        return _Pass(Folded([], [], {}, []), failed)
-    writes = [write for table in tables for write in table.flush()]
-    statements = [each for writer in writers if not isinstance(writer, TableWriter) for each in writer.flush()]
-    return _Pass(Folded(writes, statements, {}, [], any(table.was_read for table in tables)), {})
+                return ""
+            except Exception as again:
+                error = again
+            if written == [writer.written for writer in self._writers]:
+                return _said(error)
+        self.spoiling[number] = _said(error)
+        return ""
+
+    def _missing(self) -> dict[str, set[Key]]:
+        return {table.name: table.missing for table in self._tables if table.missing}
+
+    def _note(self, number: int) -> None:
+        """From now on, note that it is this event that changes rows."""
+        assert self._touched is not None
+        for table in self._tables:
+            table.note = _noting(self._touched, table.name, number)
 
 
 def _noting(touched: dict[tuple[str, Key], list[int]], table: str, number: int) -> Callable[[Key], None]:

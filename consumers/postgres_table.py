@@ -47,21 +47,22 @@ def row_of(table: Table, values: tuple[Any, ...]) -> tuple[Key, dict[str, Any]]:
     return tuple([row[column] for column in table.key]), row
 
 
-def write_statement(write: Write) -> Statement:
-    """Return the statement that carries out a change of rows."""
+def write_statement(write: Write, *, first: int = 1, condition: str = "true") -> Statement:
+    """Return the statement that carries out a change of rows, under a condition. `first` is the number of its first parameter."""
     table, columns = write.table, write.columns
     parameters = _by_column(table, columns, write.rows)
-    source = _unnest(table, columns)
+    source = _unnest(table, columns, first)
     if write.kind == "delete":
-        return Statement(f'DELETE FROM "{table.name}" AS old USING {source} WHERE {_same_key(table)}', parameters)
+        sql = f'DELETE FROM "{table.name}" AS old USING {source} WHERE {_same_key(table)} AND {condition}'
+        return Statement(sql, parameters)
     new = "new" if write.kind == "update" else "EXCLUDED"
     changes = [f'"{column}" = {new}."{column}"' for column in write.assigned]
     changes += [f'"{column}" = coalesce(old."{column}", 0) + {new}."{column}"' for column in write.added]
     if write.kind == "update":
-        sql = f'UPDATE "{table.name}" AS old SET {", ".join(changes)} FROM {source} WHERE {_same_key(table)}'
+        sql = f'UPDATE "{table.name}" AS old SET {", ".join(changes)} FROM {source} WHERE {_same_key(table)} AND {condition}'
         return Statement(sql, parameters)
     names = _names(columns)
-    insert = f'INSERT INTO "{table.name}" AS old ({names}) SELECT {names} FROM {source}'
+    insert = f'INSERT INTO "{table.name}" AS old ({names}) SELECT {names} FROM {source} WHERE {condition}'
     if write.kind == "insert":
         return Statement(insert, parameters)
     action = f"UPDATE SET {', '.join(changes)}" if changes else "NOTHING"
@@ -76,8 +77,8 @@ def _by_column(table: Table, columns: Collection[str], rows: Collection[tuple[An
     return by_column
 
 
-def _unnest(table: Table, columns: Collection[str]) -> str:
-    arrays = ", ".join(f"${number}::{table.columns[column]}[]" for number, column in enumerate(columns, 1))
+def _unnest(table: Table, columns: Collection[str], first: int = 1) -> str:
+    arrays = ", ".join(f"${number}::{table.columns[column]}[]" for number, column in enumerate(columns, first))
     return f"unnest({arrays}) AS new ({_names(columns)})"
 
 

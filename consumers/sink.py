@@ -42,6 +42,10 @@ _LOCK_CLAIM = "SELECT pg_advisory_xact_lock_shared(1702261359, hashtext($1))"
 _USE_SCHEMA = "SELECT set_config('search_path', quote_ident($1) || ', ' || current_setting('search_path'), true)"
 
 _COPY_FROM_ROWS: Final = 200
+_AT_ONCE_ROWS: Final = 200  # of more, the round trips don't matter
+_ALL_MOVED: Final = '(SELECT count(*) FROM "eventspine moved") = cardinality($2)'
+# Division by zero takes all of it back where somebody else owns a partition. The count is of what sets the commit's kind.
+_OR_FAIL: Final = 'SELECT 1 / (count(asynchronous) = cardinality($2))::int FROM "eventspine moved"'
 _DATA_ERRORS: Final = ("22", "23", "44", "P0")  # data, integrity, WITH CHECK OPTION, raised by the user's own trigger
 
 
@@ -260,7 +264,40 @@ class PostgresSink:
             Fenced: somebody else owns one of the partitions now. Nothing was written.
             Refused: Postgres refuses the data.
         """
-        async with translated(), self._pool.acquire() as connection, _refusing(), connection.transaction():
+        async with translated(), self._pool.acquire() as connection:
+            if await self._write_at_once(connection, projection, work):
+                return work.folded
+            folded = await self._write_in_steps(connection, projection, work)
+            if folded.statements:
+                await connection.reset()  # of what somebody's own SQL left there
+            return folded
+
+    async def _write_at_once(self, connection: Connection, projection: Projection, work: Work) -> bool:
+        """Write a small batch in one statement, which is a transaction of its own, instead of four round trips.
+
+        False if it can't be done, or fails: then nothing is written, and the steps find out why.
+        """
+        folded = work.folded
+        tables = {write.table.name for write in folded.writes}
+        alone = len(tables) == len(folded.writes) and not (folded.missing or folded.statements or folded.asides or work.settled)
+        if self._side or not alone or sum(len(write.rows) for write in folded.writes) > _AT_ONCE_ROWS:
+            return False
+        arguments = self._advance_arguments(projection, work)
+        try:
+            parts = [f'WITH "eventspine moved" AS (\n{_ADVANCE}\n)']
+            for number, write in enumerate(folded.writes):  # each waits until the offsets are moved, as the steps do
+                sql, parameters = write_statement(write, first=len(arguments) + 1, condition=_ALL_MOVED)
+                parts.append(f'"eventspine write {number}" AS ({sql})')
+                arguments += parameters
+            await connection.execute(f"{', '.join(parts)}\n{_OR_FAIL}", *arguments)
+        except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+            if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] not in _DATA_ERRORS:
+                raise
+            return False
+        return True
+
+    async def _write_in_steps(self, connection: Connection, projection: Projection, work: Work) -> Folded:
+        async with _refusing(), connection.transaction():
             await self._advance(connection, projection, work)
             await self._use_side(connection, projection)
             folded = work.folded
@@ -312,10 +349,14 @@ class PostgresSink:
         return refused
 
     async def _advance(self, connection: Connection, projection: Projection, work: Work) -> None:
+        moved = await connection.fetch(_ADVANCE, *self._advance_arguments(projection, work))
+        if len(moved) != len(work.after):
+            raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")
+
+    def _advance_arguments(self, projection: Projection, work: Work) -> list[Any]:
         partitions = sorted(work.after)
         before, after = [work.before[each] for each in partitions], [work.after[each] for each in partitions]
-        moved = await connection.fetch(
-            _ADVANCE,
+        return [
             self._name(projection),
             [partition.topic for partition in partitions],
             [partition.number for partition in partitions],
@@ -326,9 +367,7 @@ class PostgresSink:
             [place.events for place in after],
             [place.last_late for place in after],
             self._idle_timeout,
-        )
-        if len(moved) != len(partitions):
-            raise Fenced(f"projection {projection.name}: another consumer owns a partition of this batch now")
+        ]
 
     async def look(self, projection: Projection, places: Mapping[Partition, Place]) -> Look:
         """Return what somebody asks of the projection."""

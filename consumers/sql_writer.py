@@ -30,9 +30,11 @@ class SqlWriter:
 
     def __init__(self) -> None:
         self._statements: list[tuple[str, tuple[Any, ...]]] = []
+        self.written = 0  # counts calls
 
     def execute(self, sql: str, *arguments: Any) -> None:
         """Run a statement with arguments $1, $2, …; equal ones in a row go together."""
+        self.written += 1
         self._statements.append((sql, arguments))
 
     def flush(self) -> list[tuple[str, tuple[Any, ...]]]:

@@ -133,6 +133,7 @@ class TableWriter:
     def __init__(self, table: Table, rows: Rows | None = None) -> None:
         self.missing: set[Key] = set()
         self.was_read = False
+        self.written = 0  # counts changes
         self.note: Callable[[Key], None] | None = None  # told of each row that is changed
         self.name = table.name
         self._table = table
@@ -227,6 +228,7 @@ class TableWriter:
         if not columns.keys() <= self._columns:
             unknown = ", ".join(sorted(columns.keys() - self._columns))
             raise ProjectionError(f"table {self._table.name} has no column {unknown}")
+        self.written += 1
         if self.note is not None:
             self.note(key)
         change = _Change(kind, {}, columns) if adding else _Change(kind, columns, {})

@@ -25,6 +25,10 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
 
     `command_timeout_s` bounds every statement, so that a server that vanished without a word is noticed.
 
+    A connection that comes back is not reset, which would be a second round trip for each statement: nothing that eventspine does
+    outlasts its transaction. If you use the pool too, set with `SET LOCAL`, and lock with `pg_advisory_xact_lock`; or call
+    `await connection.reset()` before you give it back.
+
     Through PgBouncer in transaction mode, the DSN ends in `?pgbouncer=true`: then no prepared statement, no LISTEN and no setting
     is left on a connection between transactions, and subscriptions poll. `?pgbouncer=false` is for a pooler that keeps sessions.
 
@@ -46,6 +50,7 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
             statement_cache_size=0 if pgbouncer else 100,
             connection_class=PgBouncerConnection if pgbouncer else asyncpg.Connection,
             init=learn_types if pgbouncer else None,
+            reset=None if pgbouncer else _leave_as_it_is,
         )
     try:
         if pgbouncer is None:
@@ -57,6 +62,10 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
                 await pool.close()
         except TimeoutError:  # a connection is still in use: cut it
             pool.terminate()
+
+
+async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
+    """Send nothing when a connection comes back to the pool."""
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
+from itertools import count
 from typing import Annotated, Any, Final
 
 import typer
@@ -26,7 +27,9 @@ MetricsPort = Annotated[
     int | None, typer.Option(min=0, help="Serve metrics for Prometheus; of several processes, each has the next port.")
 ]
 
+_STARTED_S: Final = 3.0
 _COLLECT_EVERY_S: Final = 10.0
+_COLLECT_ALL_EVERY: Final = 60
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -99,6 +102,10 @@ async def cycles_collected_by_the_clock() -> AsyncIterator[None]:
 
 
 async def _collect_cycles() -> None:
-    while True:
+    """Look through what was made since the last time; through all but rarely, which stops everything for a tenth of a second."""
+    await asyncio.sleep(_STARTED_S)
+    gc.collect()
+    gc.freeze()  # what is there now stays: clients, codecs, statements
+    for round_number in count(1):
         await asyncio.sleep(_COLLECT_EVERY_S)
-        gc.collect()
+        gc.collect(2 if round_number % _COLLECT_ALL_EVERY == 0 else 1)

@@ -10,6 +10,6 @@ UPDATE projection_offsets AS mine
        AS batch (topic, partition, epoch, expected_offset, next_offset, last_position, events, last_late)
  WHERE mine.projection = $1 AND mine.topic = batch.topic AND mine.partition = batch.partition
    AND mine.epoch = batch.epoch AND mine.next_offset = batch.expected_offset
-RETURNING set_config('synchronous_commit', 'off', true), -- a crash takes rows and offsets back together, and Kafka is read again
+RETURNING set_config('synchronous_commit', 'off', true) AS asynchronous, -- a crash takes rows and offsets back together, and Kafka is read again
           CASE current_setting('idle_in_transaction_session_timeout')
                WHEN '0' THEN set_config('idle_in_transaction_session_timeout', $10, true) END -- a frozen owner holds up its heir

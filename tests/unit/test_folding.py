@@ -168,6 +168,36 @@ def test_an_event_that_fails_once_is_applied() -> None:
     assert [write.rows for write in folded.writes] == [[("a", 3)]]
 
 
+def test_what_fails_before_it_writes_is_tried_again_at_once() -> None:
+    """The others of its batch are handled once: a poison event does not make a batch three times the work."""
+
+    class Careful(Projection):
+        table = Table("careful", columns={"id": "text", "n": "bigint"}, key="id")
+
+        def __init__(self, cured_by: int) -> None:
+            self.calls: list[str] = []
+            self.cured_by = cured_by
+
+        @on("Seen")
+        def seen(self, event: Event, table: TableWriter) -> None:
+            self.calls.append(event.stream_id)
+            if event.data.get("bad") and self.calls.count(event.stream_id) < self.cured_by:
+                raise ValueError("bad")
+            table.increment(id=event.stream_id, n=1)
+
+    projection = Careful(cured_by=9)
+    folded = fold_batch(projection, items(*BATCH), {}, {})
+    assert projection.calls == ["Order-1", "Order-2", "Order-2", "Order-3", "Order-3", "Order-1"]
+    assert [aside.state for aside in folded.asides] == ["parked", "waiting", "parked", "waiting"]
+    assert [write.rows for write in folded.writes] == [[("Order-1", 2)]]
+
+    projection = Careful(cured_by=2)
+    folded = fold_batch(projection, items(*BATCH), {}, {})
+    assert projection.calls == ["Order-1", "Order-2", "Order-2", "Order-2", "Order-3", "Order-3", "Order-1", "Order-2"]
+    assert not folded.asides
+    assert [write.rows for write in folded.writes] == [[("Order-1", 2), ("Order-2", 3), ("Order-3", 1)]]
+
+
 def test_poison_among_events_that_read() -> None:
     batch = items(
         event("Paid", "Order-9"),

@@ -19,7 +19,7 @@ from .consumers.places import Partition
 from .consumers.rebuild import Rebuild
 from .projection_module import load_projection
 from .read_model import in_postgres
-from .running import signalled
+from .running import cycles_collected_by_the_clock, signalled
 from .schema_module import load_schema_module
 from .schemas import SettingsError, category_of
 from .schemas.kafka import KafkaAccess, client_settings, topic_of, translated_kafka
@@ -135,7 +135,8 @@ def build_part(
         async with _rebuild_of(settings, model) as builds:
             builder = builds.builder(part, parts)
             stop_with_parent(builder.stop)
-            await signalled(lambda: builder.run(to), builder.stop)
+            async with cycles_collected_by_the_clock():
+                await signalled(lambda: builder.run(to), builder.stop)
 
     run(work())
 

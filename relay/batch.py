@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
@@ -96,9 +97,9 @@ def build_batch(
             continue
         if tails and event.global_position <= tails.get((topic, partition), 0):
             continue
-        if event.global_position in published_late:
+        if published_late and event.global_position in published_late:
             continue
-        if event.stream_id in aside_streams or parked.get(event.stream_id, event.global_position + 1) <= event.global_position:
+        if event.stream_id in aside_streams or (parked and parked.get(event.stream_id, sys.maxsize) <= event.global_position):
             aside.append(Parked(event.global_position, event.stream_id, BEHIND_PARKED, 0))
             continue
         if failed:

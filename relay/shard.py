@@ -444,15 +444,17 @@ class Shard:
         """Return the records with their headers, each made when it is asked for."""
         headers_of, links = self._router.headers, batch.links
         for number, (record, source) in enumerate(zip(batch.records, batch.sources, strict=True)):
-            link = [link_header(links[number])] if number in links else []
+            link = number in links and link_header(links[number])
             if record.headers is not LATER:
-                yield record._replace(headers=[*record.headers, *link]) if link else record
+                yield record._replace(headers=[*record.headers, link]) if link else record
                 continue
             try:
                 headers = headers_of(source)
             except (ValueError, TypeError) as error:  # found alone by halving, then parked
                 raise Refused(f"the headers of the event at position {source.global_position} can't be made: {error}") from error
-            yield Record(record.topic, record.partition, record.key, record.value, headers + link if link else headers)
+            if link:
+                headers = [*headers, link]
+            yield Record(record.topic, record.partition, record.key, record.value, headers)
 
     async def _with_link(self, cursor: Cursor) -> Cursor:
         """Add a link of the hash chain to a cursor: any that is not old will do, so it is looked up now and then."""

@@ -279,8 +279,8 @@ class PostgresSink:
         """
         folded = work.folded
         tables = {write.table.name for write in folded.writes}
-        alone = len(tables) == len(folded.writes) and not (folded.missing or folded.statements or folded.asides or work.settled)
-        if self._side or not alone or sum(len(write.rows) for write in folded.writes) > _AT_ONCE_ROWS:
+        alone = len(tables) == len(folded.writes) and not (folded.missing or folded.statements or work.settled)
+        if self._side or not alone or sum(len(write.rows) for write in folded.writes) > _AT_ONCE_ROWS or work.park(folded):
             return False
         arguments = self._advance_arguments(projection, work)
         try:

@@ -24,9 +24,7 @@ SESSION_S = 3
 LOCKED_S = 30 if LONG else 5
 BACKLOG = 200_000 if LONG else 20_000
 
-_BLOCKED = """
-SELECT count(*) FROM pg_stat_activity
- WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO "order_totals"%'"""
+_BLOCKED = "SELECT count(*) FROM pg_locks WHERE relation = 'order_totals'::regclass AND NOT granted"
 
 
 def memory_mb(process: Process) -> float:

@@ -153,11 +153,12 @@ class _Run:
         written = [writer.written for writer in self._writers]
         try:
             handler(event, *self._writers)
+            return ""
         except NotLoaded:
-            pass
-        except Exception as error:
-            return self._failed(number, event, written, error)
-        return ""
+            return ""
+        except Exception as error:  # its text alone is kept: it holds the frames that it went through, and so the whole batch
+            reason = _said(error)
+        return self._failed(number, event, written, reason)
 
     def finish(self, events: Sequence[Event]) -> Folded:
         """Run the handlers of batches over the events that were handled, and return what was written, or is missing."""
@@ -178,7 +179,7 @@ class _Run:
         statements = [each for writer in self._writers if not isinstance(writer, TableWriter) for each in writer.flush()]
         return Folded(writes, statements, {}, [], any(table.was_read for table in self._tables))
 
-    def _failed(self, number: int, event: Event, written: list[int], error: Exception) -> str:
+    def _failed(self, number: int, event: Event, written: list[int], reason: str) -> str:
         if self._missing() or (self.spoiling and any(table.was_read for table in self._tables)):
             return ""
         if not self.spoiling and written == [writer.written for writer in self._writers]:
@@ -187,11 +188,11 @@ class _Run:
                 return ""
             except NotLoaded:
                 return ""
-            except Exception as again:
-                error = again
+            except Exception as error:
+                reason = _said(error)
             if written == [writer.written for writer in self._writers]:
-                return _said(error)
-        self.spoiling[number] = _said(error)
+                return reason
+        self.spoiling[number] = reason
         return ""
 
     def _missing(self) -> dict[str, set[Key]]:

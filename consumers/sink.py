@@ -141,7 +141,12 @@ class PostgresSink:
         Raises:
             ProjectionError: a table exists with other columns, or a migration fails.
         """
-        async with translated(), self._pool.acquire() as connection, connection.transaction():
+        async with (
+            translated(),
+            self._pool.acquire() as connection,
+            _reset_behind(connection, projection),
+            connection.transaction(),
+        ):
             await make_own_tables(connection)
             alike = await self._go_aside(connection, projection)
             await self._migrate(connection, projection)
@@ -267,10 +272,8 @@ class PostgresSink:
         async with translated(), self._pool.acquire() as connection:
             if await self._write_at_once(connection, projection, work):
                 return work.folded
-            folded = await self._write_in_steps(connection, projection, work)
-            if folded.statements:
-                await connection.reset()  # of what somebody's own SQL left there
-            return folded
+            async with _reset_behind(connection, projection):
+                return await self._write_in_steps(connection, projection, work)
 
     async def _write_at_once(self, connection: Connection, projection: Projection, work: Work) -> bool:
         """Write a small batch in one statement, which is a transaction of its own, instead of four round trips.
@@ -389,6 +392,17 @@ class PostgresSink:
             Parked(partition, position, late, stream, event_type, state, reason, tries, Kept(*kept))
             for position, late, stream, event_type, state, reason, tries, *kept in map(tuple, rows)
         ]
+
+
+@asynccontextmanager
+async def _reset_behind(connection: Connection, projection: Projection) -> AsyncIterator[None]:
+    """Leave no settings or locks of somebody's own SQL on a connection: a pool may take it back as it is (`open_pool`)."""
+    try:
+        yield
+    finally:
+        own_sql = projection.migrations or any(isinstance(model, Sql) for model in projection.models)
+        if own_sql and not connection.is_closed():
+            await connection.reset()
 
 
 async def _columns_of_table(connection: Connection, table: Table) -> dict[str, str]:

@@ -444,7 +444,7 @@ class Shard:
         """Return the records with their headers, each made when it is asked for."""
         headers_of, links = self._router.headers, batch.links
         for number, (record, source) in enumerate(zip(batch.records, batch.sources, strict=True)):
-            link = number in links and link_header(links[number])
+            link = link_header(links[number]) if number in links else None
             if record.headers is not LATER:
                 yield record._replace(headers=[*record.headers, link]) if link else record
                 continue

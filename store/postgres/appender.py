@@ -190,7 +190,7 @@ class Appender:
     async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
         """Borrow a connection, and keep it for the next batch for a moment, unless it is the pool's only one.
 
-        Giving it back costs a round trip each time: the pool resets its connections.
+        Giving it back costs a round trip each time where the pool resets its connections, as a caller's own does.
         """
         connection, self._spare = self._spare, None
         if connection is None:

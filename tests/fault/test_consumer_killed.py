@@ -43,22 +43,28 @@ async def test_consumer_killed_in_mid_transaction(spine: Spine) -> None:
     await spine.check()
 
 
-async def test_frozen_consumer_is_fenced(spine: Spine) -> None:
-    """A consumer that sleeps in mid-transaction past its session wakes up as a zombie: its epoch is older."""
+@pytest.mark.parametrize(("orders", "waiting_at"), [(20, 'WITH "eventspine moved"'), (300, "-- Move offsets forward")])
+async def test_frozen_consumer_is_fenced(spine: Spine, orders: int, waiting_at: str) -> None:
+    """A consumer that sleeps in mid-transaction past its session wakes up as a zombie: its epoch is older. A small batch is one
+    statement, of a larger one the others are still to come."""
     await spine.append(50)
     relay, zombie = spine.run.relay(), spine.run.consumer()
     await spine.caught_up(relay, zombie)
     async with spine.pool.acquire() as blocker, blocker.transaction():
         await blocker.execute("LOCK TABLE projection_offsets IN EXCLUSIVE MODE")
-        await spine.append(50)
-        await wait_for(lambda: spine.pool.fetchval(_BLOCKED.format("UPDATE projection_offsets")), timeout_s=30)
+        zombie.freeze()  # so that it takes all at once
+        await spine.append(orders)
+        await spine.relayed(relay)
+        zombie.thaw()
+        await wait_for(lambda: spine.pool.fetchval(_BLOCKED.format(waiting_at)), timeout_s=30)
         zombie.freeze()
         heir = spine.run.consumer()
         await wait_for(
             lambda: "partitions assigned" in heir.said or spine.pool.fetchval(_BLOCKED.format("INSERT INTO projection_offsets")),
             timeout_s=30,
         )
-    # The zombie's statement is carried out when the lock goes, while it sleeps; if it is one of several, the heir's claim waits.
+    # The zombie's statement is carried out when the lock goes, while it sleeps. If others are to come, its transaction is open,
+    # and the heir's claim waits for it.
     zombie.thaw()
     await spine.append(50)
     await spine.caught_up(relay, heir, zombie)

@@ -12,7 +12,20 @@ from typing import Any
 import asyncpg
 import pytest
 
-from eventspine import Consumer, Fenced, LogConsumer, PostgresEventStore, PostgresSink, ProjectionError
+from eventspine import (
+    Consumer,
+    Event,
+    Fenced,
+    LogConsumer,
+    PostgresEventStore,
+    PostgresSink,
+    Projection,
+    ProjectionError,
+    Sql,
+    SqlWriter,
+    on,
+)
+from eventspine.connect import open_pool
 from tests.event_types import paid, placed
 from tests.integration.test_relay_and_consumer import make_consumer, relaying
 from tests.oracle import check_read_model
@@ -38,6 +51,30 @@ async def running(consumer: Consumer | LogConsumer) -> AsyncIterator[None]:
 async def append(store: PostgresEventStore, name: str, orders: int) -> None:
     for number in range(orders):
         await store.append(f"Order-{name}{number}", "Order", [placed(f"c{number % 3}", number), paid(number)], expected_version=0)
+
+
+class Untidy(Projection):
+    """Its own SQL leaves a setting and a lock on the connection; each second event is refused after that."""
+
+    sql = Sql("SELECT set_config('eventspine.test', 'left', false)", "SELECT pg_advisory_lock(7)")
+
+    @on("OrderPlaced", "OrderPaid")
+    def happened(self, event: Event, sql: SqlWriter) -> None:
+        sql.execute("SELECT set_config('eventspine.test', $1, false)", event.stream_id)
+        sql.execute("SELECT pg_advisory_lock($1)", event.global_position)
+        sql.execute("SELECT 1 / $1::int", event.version % 2)
+
+
+async def test_nothing_of_somebodys_own_sql_stays_on_a_connection(store: PostgresEventStore, database: str) -> None:
+    async with open_pool(database, max_connections=1) as pool:
+        await append(store, "a", 3)
+        sink = PostgresSink(pool)
+        await sink.prepare(Untidy())
+        consumer = LogConsumer(Untidy(), sink, store.log, load_event_types=store.log.pinned_types)
+        async with running(consumer):
+            await wait_for(lambda: pool.fetchval("SELECT count(*) = 3 FROM projection_parked"), timeout_s=30)
+        assert await pool.fetchval("SELECT coalesce(current_setting('eventspine.test', true), '')") == ""
+        assert await pool.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
 async def right(pool: asyncpg.Pool) -> None:

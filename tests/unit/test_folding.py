@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -196,6 +198,37 @@ def test_what_fails_before_it_writes_is_tried_again_at_once() -> None:
     assert projection.calls == ["Order-1", "Order-2", "Order-2", "Order-2", "Order-3", "Order-3", "Order-1", "Order-2"]
     assert not folded.asides
     assert [write.rows for write in folded.writes] == [[("Order-1", 2), ("Order-2", 3), ("Order-3", 1)]]
+
+
+def test_what_fails_is_not_kept_in_memory() -> None:
+    """An exception holds the batch by its frames; consumers look for cycles rarely."""
+
+    class Bad(Exception):
+        """One that can be watched."""
+
+    seen: list[weakref.ref[Bad]] = []
+
+    class Failing(Projection):
+        table = Table("failing", columns={"id": "text", "n": "bigint"}, key="id")
+
+        @on("Seen")
+        def seen(self, event: Event, table: TableWriter) -> None:
+            if event.stream_id == "Order-2":
+                table.increment(id=event.stream_id, n=1)
+            error = Bad()
+            seen.append(weakref.ref(error))
+            try:
+                raise error
+            finally:
+                del error
+
+    gc.disable()
+    try:
+        folded = fold_batch(Failing(), items(*BATCH), {}, {})
+        assert [aside.state for aside in folded.asides] == ["parked", "parked", "waiting", "parked", "waiting", "waiting"]
+        assert {reference() for reference in seen} == {None}
+    finally:
+        gc.enable()
 
 
 def test_poison_among_events_that_read() -> None:

@@ -13,6 +13,7 @@ from .admin import ParkedEvent, ProjectionPlace
 from .own_tables import make_own_tables
 from .places import Partition
 from .projection import Projection
+from .sides import stop_consumers
 
 __all__ = ["PostgresProjectionAdmin"]
 
@@ -71,9 +72,11 @@ class PostgresProjectionAdmin:
     async def reset(self, projection: Projection) -> int:
         """Empty a projection's tables and forget how far it was; return in how many partitions. It begins anew at once."""
         async with translated(), self._pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(_RESET, projection.name)  # first: it waits for the batch that is being written
-            await connection.execute(_FORGET_PARKED, projection.name)
+            async with self._pool.acquire() as apart:
+                await stop_consumers(connection, apart, projection.name)
             for table in projection.tables:
                 if await connection.fetchval("SELECT to_regclass(quote_ident($1)) IS NOT NULL", table.name):
                     await connection.execute(f'TRUNCATE "{table.name}"')
+            rows = await connection.fetch(_RESET, projection.name)
+            await connection.execute(_FORGET_PARKED, projection.name)
         return len(rows)

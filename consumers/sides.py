@@ -13,7 +13,7 @@ from ..schemas.postgres import Connection, load_sql, quoted, translated
 from .own_tables import make_own_tables
 from .places import Partition
 
-__all__ = ["BUILD", "OLD", "Places", "Sides", "side_name"]
+__all__ = ["BUILD", "OLD", "Places", "Sides", "side_name", "stop_consumers"]
 
 _SQL: Final = "eventspine.consumers"
 _BEGIN_BUILD = load_sql(_SQL, "sql/begin_build")
@@ -50,6 +50,17 @@ def side_name(projection: str, side: str) -> str:
             f"{name!r} is longer than the 63 bytes of a Postgres name: a projection that is rebuilt has a shorter name"
         )
     return name
+
+
+async def stop_consumers(connection: Connection, apart: Connection, projection: str, old: str = "") -> None:
+    """Let nobody write to a projection's tables until the end of a connection's transaction, behind a batch in flight.
+
+    The epochs are raised by a transaction `apart`, which the caller then commits; above those of `old`, if it ever owned them. A
+    small batch is one statement: Postgres locks its tables before the statement waits for a row of offsets. If `connection` held
+    that row and then waited for the tables, both would wait for ever. So it touches offsets only when it has the tables.
+    """
+    await connection.execute(_LOCK_CLAIMS, projection)
+    await apart.execute(_FENCE, projection, old)
 
 
 class Places(NamedTuple):
@@ -111,8 +122,8 @@ class Sides:
         """Put the build in the place of the live tables, which become the old ones; return up to which position it is built.
 
         One transaction: readers see the live tables before it and the built ones behind it. Consumers find themselves fenced, and
-        go on at the offsets where they were, with what is behind the position to which the new tables are built. While it
-        waits for the batch that they are writing, and while `catch_up` builds to where they are, they wait in turn.
+        go on at the offsets where they were, with what is behind the position to which the new tables are built. It waits for the
+        batch that they are writing; while `catch_up` builds to where they are, they wait in turn. If it fails, they go on.
         `partitions_of` says in which partitions of Kafka streams lie, for those of which events are parked.
 
         Raises:
@@ -120,13 +131,15 @@ class Sides:
             Unavailable: somebody reads the tables for so long that they could not be exchanged.
         """
         async with self._transaction() as connection:
-            await connection.execute(_LOCK_CLAIMS, self._live)
-            live = await self._locked(connection, self._live)
+            async with self._transaction() as apart:
+                await stop_consumers(connection, apart, self._live, self._old)
+            live = await self.places()
             if live is not None:
                 await catch_up(live.last_position)
             build = self.need_complete(await self._locked(connection, self._build))
-            await connection.execute(_FORGET, self._old)
             await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(self._old)} CASCADE")
+            await self._exchange(connection, self._build)
+            await connection.execute(_FORGET, self._old)
             await connection.execute(_RENAME, self._live, self._old)
             await connection.execute(_RENAME, self._build, self._live)
             await connection.execute(_SUCCEED, self._live, self._old)
@@ -134,7 +147,6 @@ class Sides:
             await connection.execute(_KEEP_PAUSED, self._live, self._old)
             if live is not None and any(partition.topic for partition in live.next_offsets):
                 await self._place_parked(connection, partitions_of)
-            await self._exchange(connection, self._build)
         return build.next_offsets[_LOG]
 
     async def roll_back(self) -> None:
@@ -145,18 +157,18 @@ class Sides:
             Unavailable: somebody reads the tables for so long that they could not be exchanged.
         """
         async with self._transaction() as connection:
-            await connection.execute(_LOCK_CLAIMS, self._live)
-            await self._locked(connection, self._live)
             if await self._locked(connection, self._old) is None:
                 raise ProjectionError(f"there are no old tables of {self._live} to go back to")
+            async with self._transaction() as apart:
+                await stop_consumers(connection, apart, self._live, self._old)
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(self._old)}")
+            await connection.execute(f"ALTER SCHEMA {quoted(self._old)} RENAME TO {quoted(self._back)}")
+            await self._exchange(connection, self._back)
             await connection.execute(_RENAME, self._live, self._back)
             await connection.execute(_RENAME, self._old, self._live)
             await connection.execute(_RENAME, self._back, self._old)
             await connection.execute(_FENCE, self._live, self._old)
             await connection.execute(_KEEP_PAUSED, self._live, self._old)
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(self._old)}")
-            await connection.execute(f"ALTER SCHEMA {quoted(self._old)} RENAME TO {quoted(self._back)}")
-            await self._exchange(connection, self._back)
 
     async def drop(self, side: str) -> None:
         """Drop a copy that is not the live one."""

@@ -28,9 +28,12 @@ from eventspine import (
     TableWriter,
     on,
 )
-from eventspine.consumers.places import Partition
+from eventspine.consumers.folding import Folded, fold
+from eventspine.consumers.places import Partition, Place
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
 from eventspine.consumers.rebuild import Rebuild
+from eventspine.consumers.sides import Sides
+from eventspine.consumers.sink import Work
 from eventspine.relay.offsets import next_offsets
 from tests.event_types import paid
 from tests.integration.test_projection_sources import append, make_log_consumer, right, running
@@ -268,6 +271,36 @@ async def test_a_table_in_use_is_waited_for(store: PostgresEventStore, pool: asy
             await wait_for(lambda: pool.fetchval(waits))
         await swap
         await right(pool)
+
+
+async def test_a_small_batch_never_waits_for_a_swap_that_waits_for_it(store: PostgresEventStore, pool: asyncpg.Pool) -> None:
+    """Postgres locks the tables of a statement before the statement waits for a row of offsets."""
+    await append(store, "a", 3)
+    projection, sink, partition = OrderTotals(), PostgresSink(pool), Partition("events.Order", 0)
+    await sink.prepare(projection)
+    before = (await sink.claim(projection, {partition: "id"})).places
+    [event, *_] = await store.read_stream("Order-a0")
+    folded = fold(projection, [event])
+    work = Work(before, {partition: Place(1, 1, event.global_position, 1)}, folded, lambda _: folded, lambda _: [])
+    assert folded.writes
+    assert not folded.missing
+    rebuild = make_rebuild(store, pool)
+    await build(rebuild)
+    writes: list[asyncio.Task[Folded]] = []
+
+    async def write_meanwhile(position: int) -> None:
+        writes.append(asyncio.create_task(sink.write(projection, work)))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+        async def waits_or_done() -> bool:
+            return writes[0].done() or bool(await pool.fetchval(waits))
+
+        await wait_for(waits_or_done)
+
+    await Sides(pool, projection.name).swap(write_meanwhile, None)
+    with pytest.raises(Fenced):
+        await writes[0]
+    assert await pool.fetchval("SELECT count(*) FROM order_states") == 3
 
 
 class Notes(Projection):

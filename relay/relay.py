@@ -14,6 +14,7 @@ from uuid import uuid4
 from ..schemas import Fenced, SettingsError, Unavailable
 from ..schemas.retry import Backoff
 from ..store.postgres.log import PostgresLog
+from ..store.postgres.outbox import PostgresOutbox
 from .publisher import COMPRESSIONS
 from .router import Router
 from .shard import DELIVERIES, Shard, ShardOptions
@@ -22,7 +23,7 @@ from .topics import Topics, TopicSettings
 
 if TYPE_CHECKING:
     from ..schemas.kafka import KafkaAccess
-    from .source import Routes, Source
+    from .source import Routes, Source, State
 
 __all__ = ["Relay", "relay_id"]
 
@@ -69,6 +70,7 @@ class Relay:
         value_format: str = "data",
         subject_strategy: str = "TopicRecordNameStrategy",
         router: Routes | None = None,
+        state: State | None = None,
         topics: TopicSettings | None = None,
         delivery: str = "exactly-once",
         compression: str = "zstd",
@@ -93,7 +95,11 @@ class Relay:
                 raise SettingsError("a relay of another source than the log needs a router")
             router = Router(log, prefix=topic_prefix, source=source, value_format=value_format, subject_strategy=subject_strategy)
         self._router = router
-        self._rows = RelayState(log.pool, relay_id(topic_prefix, name), lease_s=lease_s)
+        if state is None:
+            if not isinstance(log, PostgresLog | PostgresOutbox):
+                raise SettingsError("a relay of another source than Postgres needs a state")
+            state = RelayState(log.pool, relay_id(topic_prefix, name), lease_s=lease_s)
+        self._rows = state
         self._topics = Topics(bootstrap, self._rows, topics or TopicSettings())
         self._options = ShardOptions(name, topic_prefix, delivery, batch_events, batch_bytes, poll_s, compression)
         self._new_shards = shards

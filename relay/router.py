@@ -14,9 +14,9 @@ from ..schemas.cloudevents import Header, HeaderWriter
 from ..schemas.codec import Codec
 from ..schemas.envelope import PinnedEnvelope, envelop
 from ..schemas.kafka import topic_of
-from ..store.postgres.log import PostgresLog
 from .cursor import cursor_topic
 from .routing import Routing, apply, check_topic, key_of, matches, patterns_of, topic_name, unmatched
+from .source import Pins
 
 __all__ = ["LATER", "SUBJECT_NAMES", "VALUE_FORMATS", "Misrouted", "Routed", "Router", "check_options"]
 
@@ -89,7 +89,7 @@ class Router:
 
     def __init__(
         self,
-        log: PostgresLog,
+        log: Pins,
         *,
         prefix: str,
         source: str,

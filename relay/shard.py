@@ -27,14 +27,14 @@ from .cursor import (
 )
 from .publisher import IdempotentPublisher, Packed, Publisher, Record, Refused, TransactionalPublisher, publishing
 from .router import LATER
-from .state import Parked, Rate, RelayState, ShardReport
+from .state import Parked, Rate, ShardReport
 from .tails import read_tails
 from .topic_reader import PartitionId
 from .topics import Topics, partitions_of_shard
 
 if TYPE_CHECKING:
     from ..schemas.kafka import KafkaAccess
-    from .source import Routes, Source, Stored
+    from .source import Routes, Source, State, Stored
 
 __all__ = ["DELIVERIES", "Shard", "ShardOptions", "transactional_id"]
 
@@ -85,7 +85,7 @@ class Shard:
         log: Source,
         router: Routes,
         topics: Topics,
-        state: RelayState,
+        state: State,
         kafka: str | KafkaAccess,
         check_held: Callable[[int], Awaitable[None]],
         well: Callable[[], None],

@@ -18,7 +18,8 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from ..schemas import IntegrityError, Unavailable
 from ..schemas.kafka import KafkaAccess, answer_of, client_settings, kafka_error
-from .state import PinnedTopic, RelayState, stale_topics
+from .source import State
+from .state import PinnedTopic, stale_topics
 
 __all__ = ["TopicSettings", "Topics", "ensure_topic", "partitions_of_shard"]
 
@@ -63,7 +64,7 @@ class Topics:
     Attributes: `partitions` and `ids` by topic, `max_message_bytes` the least that a known topic takes at once.
     """
 
-    def __init__(self, kafka: str | KafkaAccess, state: RelayState, settings: TopicSettings) -> None:
+    def __init__(self, kafka: str | KafkaAccess, state: State, settings: TopicSettings) -> None:
         self.partitions: dict[str, int] = {}
         self.ids: dict[str, str] = {}
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES

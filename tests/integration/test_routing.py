@@ -20,6 +20,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from eventspine import Event, EventspineError, EventType, PostgresEventStore, Relay, Routing, SchemaError
 from eventspine.relay.cursor import cursor_topic, read_cursor
 from eventspine.relay.router import Routed, Router
+from eventspine.relay.state import RelayState
 from eventspine.relay.topics import TopicSettings
 from eventspine.schemas import Codec
 from eventspine.schemas.cloudevents import event_of
@@ -335,7 +336,7 @@ async def test_a_broken_function_parks_its_stream_and_a_retry_publishes_it_late(
     assert sorted(positions(await records(kafka, topic))) == [3, 4, 5, 6, 7, 8]
     async with relaying(store, kafka, topic_prefix, Routing(topic=lambda event: "orders")) as relay:
         await wait_for(lambda: relay.state, lambda state: state == "publishing")
-        await relay._rows.retry(None)
+        await RelayState(pool, f"{topic_prefix}relay").retry(None)
         await wait_for(lambda: pool.fetchval("SELECT count(*) FROM relay_parked"), lambda count: count == 0)
     messages = await records(kafka, topic)
     late = [message for message in messages if "ce_publishedafter" in dict(message.headers())]

@@ -16,6 +16,7 @@ from rich.table import Table as ScreenTable
 
 from .cli_archive import archive_app
 from .cli_audit import audit_app
+from .cli_copy import copy
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
@@ -59,6 +60,7 @@ for name, group in [
     ("serve", serve_app),
 ]:
     app.add_typer(group, name=name)
+app.command("copy")(copy)
 app.command("react")(react)
 
 PostgresDsn = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]

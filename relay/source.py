@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from ..schemas import EventType, PinnedType, Upcaster
     from ..schemas.cloudevents import Header
     from ..schemas.envelope import PinnedEnvelope
+    from ..store.subscription import Signal
     from .router import Routed
     from .state import Parked, PinnedTopic, ShardReport, View
 
-__all__ = ["Pins", "Routes", "Signal", "Source", "State", "Stored"]
+__all__ = ["Pins", "Routes", "Source", "State", "Stored"]
 
 
 class Stored(Protocol):
@@ -27,13 +28,6 @@ class Stored(Protocol):
 
     @property
     def stream_id(self) -> str: ...
-
-
-class Signal(Protocol):
-    """Wakes a relay when something was appended."""
-
-    async def wait(self, timeout_s: float) -> None:
-        """Return at the next append, or after `timeout_s`. Raises Unavailable when it has to be made anew."""
 
 
 class Source(Protocol):

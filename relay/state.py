@@ -14,7 +14,7 @@ import asyncpg
 from ..schemas import SettingsError, Unavailable
 from ..schemas.postgres import load_sql, translated
 
-__all__ = ["Parked", "PinnedTopic", "RelayState", "ShardReport", "View"]
+__all__ = ["MAX_REASON_CHARS", "Parked", "PinnedTopic", "RelayState", "ShardReport", "View"]
 
 _SQL = "eventspine.relay"
 _MAKE_RELAY = load_sql(_SQL, "sql/make_relay")
@@ -38,7 +38,7 @@ _PAUSE = load_sql(_SQL, "sql/pause")
 _SET_SHARDS = load_sql(_SQL, "sql/set_shards")
 _STATUS = load_sql(_SQL, "sql/status")
 
-_MAX_REASON_CHARS = 2000
+MAX_REASON_CHARS = 2000
 
 
 class View(NamedTuple):
@@ -146,7 +146,7 @@ class RelayState:
 
     async def park(self, shard: int, parked: Sequence[Parked]) -> None:
         if parked:
-            reasons = [each.reason[:_MAX_REASON_CHARS].replace("\0", "") for each in parked]
+            reasons = [each.reason[:MAX_REASON_CHARS].replace("\0", "") for each in parked]
             streams, tries = [each.stream_id for each in parked], [each.tries for each in parked]
             await self._execute(_PARK, self.relay_id, shard, [each.position for each in parked], streams, reasons, tries)
 

@@ -17,7 +17,7 @@ from .registry_client import RegistryClient
 from .registry_rules import fingerprint
 from .upcasting import Upcaster
 
-__all__ = ["ids_from_registry", "load_pinned_types", "pin_schema", "register_event_types", "register_subjects"]
+__all__ = ["check_new_types", "ids_from_registry", "load_pinned_types", "pin_schema", "register_event_types", "register_subjects"]
 
 _SQL = "eventspine.schemas"
 _LOAD = load_sql(_SQL, "sql/load_event_types")
@@ -56,7 +56,7 @@ async def register_event_types(
         Unavailable: the registry is away, and a type is new.
     """
     pinned = await load_pinned_types(pool)
-    new = _check_new(pinned, event_types, compatibility, upcasters)
+    new = check_new_types(pinned, event_types, compatibility, upcasters)
     if not new:
         return pinned
     ids = await ids_from_registry(pool, registry, [(each.full_name, each.definition) for each in new]) if registry else {}
@@ -64,7 +64,7 @@ async def register_event_types(
         await connection.execute(_LOCK)
         # Another process may have registered some of them between our look and our lock: look again.
         known = await load_pinned_types(connection)
-        for event_type in _check_new(known, event_types, compatibility, upcasters):
+        for event_type in check_new_types(known, event_types, compatibility, upcasters):
             title = f"{event_type.name} version {event_type.schema_version}"
             schema_id = await pin_schema(connection, event_type.definition, ids, title)
             await connection.execute(_REGISTER_EVENT_TYPE, event_type.name, event_type.schema_version, schema_id)
@@ -109,7 +109,7 @@ async def pin_schema(connection: Connection, definition: str, ids: Mapping[bytes
     return int(await connection.fetchval(_REGISTER_SCHEMA, key, definition, "[]", wanted))
 
 
-def _check_new(
+def check_new_types(
     pinned: Sequence[PinnedType], offered: Sequence[EventType], compatibility: Level, upcasters: Sequence[Upcaster]
 ) -> list[EventType]:
     """Return the event types that are not registered yet, by version, once they have passed the gate."""

@@ -111,6 +111,20 @@ def opensearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         node.kill()
 
 
+@pytest.fixture(scope="session")
+def dynamodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real DynamoDB Local for the whole run; each test makes a table of its own."""
+    from tests.dynamodb import DynamoDBService
+
+    os.environ.update(AWS_ACCESS_KEY_ID="local", AWS_SECRET_ACCESS_KEY="local")  # any will do, and there must be some
+    server = DynamoDBService(tmp_path_factory.mktemp("dynamodb"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 def dsn_of(dsn: str, database: str) -> str:
     """Return the DSN of another database on the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))

@@ -20,12 +20,13 @@ _TRIES = 3
 
 
 class Jar(NamedTuple):
-    """One Maven artifact and what its file must hash to."""
+    """One Maven artifact and what its file must hash to. `extension` is that of the file, for what is no jar."""
 
     group: str
     artifact: str
     version: str
     sha256: str
+    extension: str = "jar"
 
 
 def cache_folder() -> Path:
@@ -34,9 +35,13 @@ def cache_folder() -> Path:
 
 
 def parse_lock(text: str) -> list[Jar]:
-    """Read a lock file: `group:artifact:version sha256` a line, `#` comments."""
+    """Read a lock file: `group:artifact:version sha256` a line, `version@extension` for what is no jar, `#` comments."""
     lines = [line.replace(":", " ").split() for line in text.splitlines() if line and not line.startswith("#")]
-    return [Jar(group, artifact, version, sha256) for group, artifact, version, sha256 in lines]
+    jars = []
+    for group, artifact, version, sha256 in lines:
+        number, _, extension = version.partition("@")
+        jars.append(Jar(group, artifact, number, sha256, extension or "jar"))
+    return jars
 
 
 def fetch_jars(lock: Path | Traversable, on_progress: Callable[[str], None], cache: Path | None = None) -> list[Path]:
@@ -77,7 +82,7 @@ def _fetch(maven: Any, folder: Path, jar: Jar) -> Path:
     for _ in range(_TRIES):
         try:
             if not path.exists():
-                maven.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()
+                maven.project(jar.group, jar.artifact).at_version(jar.version).artifact(packaging=jar.extension).resolve()
             if hashlib.sha256(path.read_bytes()).hexdigest() == jar.sha256:
                 return path
             said = "its content is not what was locked"
@@ -91,7 +96,7 @@ def _fetch(maven: Any, folder: Path, jar: Jar) -> Path:
 
 
 def _path(folder: Path, jar: Jar) -> Path:
-    return folder.joinpath(*jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.jar")
+    return folder.joinpath(*jar.group.split("."), jar.artifact, jar.version, f"{jar.artifact}-{jar.version}.{jar.extension}")
 
 
 @contextmanager

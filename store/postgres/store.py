@@ -31,13 +31,13 @@ from ...schemas.upcasting import Upcaster
 from ..noted import note_recorded
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
+from ..subscription import Following, LogSubscription
 from .appender import Appender
 from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_of, prepare, recorded
 from .bulk import Imported, import_events
 from .log import PostgresLog
 from .outbox import PostgresOutbox
 from .reactions import PostgresReactions
-from .subscription import Following, PostgresSubscription
 
 __all__ = ["PostgresEventStore"]
 
@@ -306,7 +306,7 @@ class PostgresEventStore:
         batch_size: int = 1000,
         poll_s: float = 1.0,
         on_caught_up: Callable[[], None] = lambda: None,
-    ) -> PostgresSubscription:
+    ) -> LogSubscription:
         """Yield the log after `from_position`, then new events as they come; see `EventStore.subscribe`.
 
         `poll_s` bounds the delay when a notification is lost. `on_caught_up` is called whenever the end of the log is reached
@@ -317,7 +317,7 @@ class PostgresEventStore:
         async def read(after: int) -> Following:
             return await self._read_following(query, after, batch_size)
 
-        return PostgresSubscription(
+        return LogSubscription(
             self.log, read, from_position=from_position, poll_s=poll_s, retry_s=self._retry_s, on_caught_up=on_caught_up
         )
 

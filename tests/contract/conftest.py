@@ -101,6 +101,47 @@ async def pgbouncer_backend(database: str, pgbouncer: PgBouncer) -> AsyncIterato
     backend.close()
 
 
+class DynamoDBBackend:
+    """A table of DynamoDB Local; connections are cut by a proxy between."""
+
+    def __init__(self, dsn: str, proxy: Proxy) -> None:
+        self._dsn = dsn
+        self._proxy = proxy
+        self._open = AsyncExitStack()
+
+    async def create(self) -> None:
+        async with open_table(self._dsn) as table:
+            await create_table(table)
+
+    async def open(self, *event_types: EventType) -> DynamoDBEventStore:
+        store = DynamoDBEventStore(await self._open.enter_async_context(open_table(self._dsn)), poll_s=0.02)
+        await store.register(event_types)
+        return store
+
+    async def register(self, store: EventStore, *event_types: EventType) -> None:
+        assert isinstance(store, DynamoDBEventStore)
+        await store.register(event_types)
+
+    async def open_unreachable(self) -> DynamoDBEventStore:
+        nowhere = "dynamodb://none?region=eu-central-1&endpoint=http://127.0.0.1:1"
+        return DynamoDBEventStore(await self._open.enter_async_context(open_table(nowhere)), retry_s=0.1)
+
+    async def cut_connections(self) -> int:
+        return self._proxy.cut()
+
+    async def close(self) -> None:
+        await self._open.aclose()
+
+
+@pytest.fixture
+async def dynamodb_backend(dynamodb: DynamoDBService) -> AsyncIterator[Backend]:
+    async with proxying(dynamodb.port) as proxy:
+        backend = DynamoDBBackend(dynamodb.dsn(f"test-{uuid4().hex[:12]}", port=proxy.port), proxy)
+        await backend.create()
+        yield backend
+        await backend.close()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run each test of the suite once through PgBouncer: other data takes the same way."""
     taken: set[str] = set()
@@ -116,7 +157,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in further]
 
 
-@pytest.fixture(params=["postgres", "pgbouncer"])
+@pytest.fixture(params=["postgres", "pgbouncer", "dynamodb"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     backend: Backend = request.getfixturevalue(f"{request.param}_backend")
     return backend

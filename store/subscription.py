@@ -5,15 +5,29 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import NamedTuple
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
 
-from ...schemas import Event, Unavailable
-from ...schemas.retry import Backoff, wait_or_raise
-from .log import PostgresLog
+from ..schemas import Event, Unavailable
+from ..schemas.retry import Backoff, wait_or_raise
 
-__all__ = ["Following", "PostgresSubscription"]
+__all__ = ["Following", "Listened", "LogSubscription", "Signal"]
 
 logger = logging.getLogger(__name__)
+
+
+class Signal(Protocol):
+    """Wakes a follower when something was appended. A hint only: it can be lost, positions can't."""
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return at the next append, or after `timeout_s`. Raises Unavailable when it has to be made anew."""
+
+
+class Listened(Protocol):
+    """A log that can be listened to."""
+
+    def listen(self) -> AbstractAsyncContextManager[Signal]:
+        """Hear of appends for as long as the context lasts."""
 
 
 class Following(NamedTuple):
@@ -24,12 +38,12 @@ class Following(NamedTuple):
     full: bool
 
 
-class PostgresSubscription:
+class LogSubscription:
     """See `EventStore.subscribe`. Positions are the truth: after a failure it reads on behind the last event given out."""
 
     def __init__(
         self,
-        log: PostgresLog,
+        log: Listened,
         read: Callable[[int], Awaitable[Following]],
         *,
         from_position: int,
@@ -58,7 +72,7 @@ class PostgresSubscription:
         """Whether the end of the log was reached; False again when more than a batch comes in at once."""
         return self._caught_up and not self._held
 
-    def __aiter__(self) -> PostgresSubscription:
+    def __aiter__(self) -> LogSubscription:
         return self
 
     async def __anext__(self) -> Event:
@@ -98,5 +112,5 @@ class PostgresSubscription:
                         await signal.wait(self._poll_s)
             except Unavailable as error:
                 if not backoff.failing:
-                    logger.warning("subscription waits for Postgres: %s", error, extra={"from_position": after})
+                    logger.warning("subscription waits for the store: %s", error, extra={"from_position": after})
                 await wait_or_raise(backoff, error)

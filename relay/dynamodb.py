@@ -150,7 +150,9 @@ class DynamoDBRelayState:
         streams = set()
         async for row in self._parked():
             if stream_id in (None, row["stream_id"]):
-                await self._table.update(self._parked_key(row["global_position"]), values={"retry": True}, condition="attribute_exists(PK)")
+                await self._table.update(
+                    self._parked_key(row["global_position"]), values={"retry": True}, condition="attribute_exists(PK)"
+                )
                 streams.add(row["stream_id"])
         return sorted(streams)
 

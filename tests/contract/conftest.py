@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Protocol
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from eventspine import EventStore, EventType, PostgresEventStore
 from eventspine.schemas.postgres import PgBouncerConnection, learn_types
+from eventspine.store.dynamodb import DynamoDBEventStore, open_table
+from eventspine.store.dynamodb.create import create_table
 from tests.conftest import dsn_of
+from tests.dynamodb import DynamoDBService
 from tests.event_types import EVENT_TYPES
+from tests.fault.proxy import Proxy
 from tests.pgbouncer import PgBouncer, pgbouncer
 
 __all__ = ["pgbouncer"]
@@ -19,6 +25,8 @@ __all__ = ["pgbouncer"]
 
 class Backend(Protocol):
     """A log of its own, and what the tests do to it besides using it."""
+
+    max_append_events: int
 
     async def open(self, *event_types: EventType) -> EventStore:
         """Open a store as another process would."""
@@ -38,6 +46,8 @@ class Backend(Protocol):
 
 
 class PostgresBackend:
+    max_append_events = 1000
+
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.pools: list[asyncpg.Pool] = []
@@ -104,8 +114,10 @@ async def pgbouncer_backend(database: str, pgbouncer: PgBouncer) -> AsyncIterato
 class DynamoDBBackend:
     """A table of DynamoDB Local; connections are cut by a proxy between."""
 
-    def __init__(self, dsn: str, proxy: Proxy) -> None:
-        self._dsn = dsn
+    max_append_events = 48
+
+    def __init__(self, service: DynamoDBService, proxy: Proxy) -> None:
+        self._dsn = service.dsn(f"test-{uuid4().hex[:12]}", port=proxy.port)
         self._proxy = proxy
         self._open = AsyncExitStack()
 
@@ -127,7 +139,9 @@ class DynamoDBBackend:
         return DynamoDBEventStore(await self._open.enter_async_context(open_table(nowhere)), retry_s=0.1)
 
     async def cut_connections(self) -> int:
-        return self._proxy.cut()
+        there = len(self._proxy.client_ports)
+        self._proxy.cut()
+        return there
 
     async def close(self) -> None:
         await self._open.aclose()
@@ -135,8 +149,10 @@ class DynamoDBBackend:
 
 @pytest.fixture
 async def dynamodb_backend(dynamodb: DynamoDBService) -> AsyncIterator[Backend]:
-    async with proxying(dynamodb.port) as proxy:
-        backend = DynamoDBBackend(dynamodb.dsn(f"test-{uuid4().hex[:12]}", port=proxy.port), proxy)
+    assert dynamodb.port is not None
+    proxy = Proxy(dynamodb.port)
+    async with proxy.running():
+        backend = DynamoDBBackend(dynamodb, proxy)
         await backend.create()
         yield backend
         await backend.close()

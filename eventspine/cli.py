@@ -17,6 +17,7 @@ from rich.table import Table as ScreenTable
 from .cli_archive import archive_app
 from .cli_audit import audit_app
 from .cli_copy import copy
+from .cli_dynamodb import dynamodb_app
 from .cli_groups import groups_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
@@ -58,6 +59,7 @@ for name, group in [
     ("projections", projections_app),
     ("registry", registry_app),
     ("serve", serve_app),
+    ("dynamodb", dynamodb_app),
 ]:
     app.add_typer(group, name=name)
 app.command("copy")(copy)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from .cli_dynamodb import open_dynamodb
 from .connect import open_pool
 from .store.copying import Copy, CopyEnd, copy_log
 from .store.postgres.copying import PostgresCopy
@@ -21,6 +22,12 @@ __all__ = ["copy"]
 @asynccontextmanager
 async def open_copy_end(dsn: str) -> AsyncIterator[CopyEnd]:
     """Open a store as one end of a copy. Raises SettingsError for a DSN that names no store."""
+    if dsn.startswith("dynamodb:"):
+        async with open_dynamodb(dsn) as table:
+            from .store.dynamodb.copying import DynamoDBCopy
+
+            yield DynamoDBCopy(table)
+        return
     async with open_pool(dsn, max_connections=2) as pool:
         yield PostgresCopy(pool)
 

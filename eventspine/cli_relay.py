@@ -30,7 +30,7 @@ from .store.postgres.published import Published
 from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import AsJson, messages, run, screen
 
-__all__ = ["make_relay", "relay_app"]
+__all__ = ["make_relay", "relay_app", "topic_settings"]
 
 relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that could not be published, and those behind them in their streams.")
@@ -49,7 +49,7 @@ async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryC
         name=settings.relay_name,
         topic_prefix=settings.topic_prefix,
         router=await make_router(settings, pool, registry),
-        topics=_topic_settings(settings),
+        topics=topic_settings(settings),
         delivery=settings.relay_delivery,
         compression=settings.relay_compression,
         shards=settings.relay_shards,
@@ -66,7 +66,7 @@ def make_outbox_relay(settings: Settings, pool: asyncpg.Pool) -> OutboxRelay:
         settings.kafka(),
         name=f"{settings.relay_name}.outbox",
         topic_prefix=settings.topic_prefix,
-        topics=_topic_settings(settings),
+        topics=topic_settings(settings),
         delivery=settings.relay_delivery,
         compression=settings.relay_compression,
         batch_events=settings.relay_batch_events,
@@ -200,7 +200,7 @@ def relay_reshard(
     settings: Settings = context.obj
 
     async def work(state: RelayState) -> bool:
-        topics = Topics(settings.kafka(), state, _topic_settings(settings))
+        topics = Topics(settings.kafka(), state, topic_settings(settings))
         return await reshard(
             settings.kafka(), state, topics, prefix=settings.topic_prefix, name=settings.relay_name, shards=shards
         )
@@ -248,7 +248,7 @@ def parked_discard(context: typer.Context, stream_id: Annotated[str, typer.Argum
     typer.echo(f"position {position} will not be published")
 
 
-def _topic_settings(settings: Settings) -> TopicSettings:
+def topic_settings(settings: Settings) -> TopicSettings:
     return TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms)
 
 

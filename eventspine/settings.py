@@ -29,6 +29,7 @@ class Settings:
     """
 
     postgres_dsn: str = _setting("", "where the events are: postgresql://user@host:port/database")
+    dynamodb_dsn: str = _setting("", "where events in DynamoDB are: dynamodb://TABLE?region=…&endpoint=…")
     kafka_bootstrap: str = _setting("", "Kafka brokers: host:port,host:port")
     kafka_security_protocol: str = _setting("PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
     kafka_sasl_mechanism: str = _setting("", "how to log in to Kafka: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from eventspine import ANY, EventType, Fenced, IntegrityError, PostgresEventStore, SchemaError
 from eventspine.store.copying import Copy, copy_log
+from eventspine.store.dynamodb import DynamoDBEventStore, open_table
 from eventspine.store.postgres.audit import verify_log
 from eventspine.store.postgres.copying import PostgresCopy
 from eventspine.store.postgres.migrate import migrate
+from tests.dynamodb import DynamoDBService
 from tests.event_types import ORDER_PAID, paid, placed, record
 from tests.integration.test_audit import fill
 from tests.oracle import check_log
@@ -100,3 +108,41 @@ async def test_personal_fields_stay_where_their_keys_are(pool: asyncpg.Pool, oth
     await PostgresEventStore(pool).register([EventType.from_schema(kept), ORDER_PAID])
     with pytest.raises(SchemaError, match="Moved have personal fields"):
         await copy_log(PostgresCopy(pool), PostgresCopy(other))
+
+
+async def test_there_and_back_by_commands(
+    store: PostgresEventStore, pool: asyncpg.Pool, other: asyncpg.Pool, dynamodb: DynamoDBService, database: str,
+    empty_database: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Through DynamoDB, the log is still the log."""
+    await fill(store)
+    await store.append("Order-tagged", "Order", [placed(tags=("red", "blue")), paid()], 0)
+    await asyncio.gather(*(store.append(f"Order-many{n}", "Order", [placed()], 0) for n in range(120)))
+    await store.append("Order-long", "Order", [placed(), *(paid(n) for n in range(199))], 0)
+    events = await store.read_all()
+    table = dynamodb.dsn(f"test-{uuid4().hex[:12]}")
+    environment = os.environ | {"EVENTSPINE_DYNAMODB_DSN": table}
+
+    def run(*arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "eventspine", *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def copy(source: str, target: str, code: int = 0) -> str:
+        return run("copy", "--from", source, "--to", target, code=code)
+
+    assert "make the table with" in await asyncio.to_thread(copy, database, table, 2)
+    assert " is made" in await asyncio.to_thread(run, "dynamodb", "create-table")
+    assert f"✓ the {len(events)} events of both are the same" in await asyncio.to_thread(copy, database, table)
+    assert f"{len(events)} events were there already" in await asyncio.to_thread(copy, database, table)
+    async with open_table(table) as opened:
+        moved = DynamoDBEventStore(opened)
+        assert await moved.read_all(limit=len(events) + 1) == events
+        assert (await moved.append("Order-tagged", "Order", [paid(8)], 2))[0].global_position == len(events) + 1
+        events += await moved.read_all(len(events))
+    await asyncio.to_thread(copy, table, empty_database)
+    assert await check_log(other) == len(events)
+    assert await PostgresEventStore(other).read_all(limit=len(events)) == events
+    assert "not the beginning of this log" in await asyncio.to_thread(copy, database, table, 1)
+    assert "names no DynamoDB table" in await asyncio.to_thread(copy, database, "dynamodb://", 2)

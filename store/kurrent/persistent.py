@@ -119,6 +119,7 @@ class PersistentService:
         source = _source(options, "stream_option")
         row = await self._load(source, options.group_name)
         group = self._group(row)
+        await group.write_down()  # what a consumer parked before it asked is among what is replayed
         limit = options.stop_at if options.WhichOneof("stop_at_option") == "stop_at" and options.stop_at > 0 else _MAX_REPLAYED
         places = [each["place"] for each in await self._rows(_PARKED, source, options.group_name, min(limit, _MAX_REPLAYED))]
         messages = []

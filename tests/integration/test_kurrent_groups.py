@@ -23,8 +23,9 @@ _SOMEBODY_WAITS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = c
 _PARK = 1
 _JOB = {"stream_identifier": {"stream_name": b"Job-1"}, "group_name": "g"}
 _SETTINGS = {
-    "max_retry_count": 3, "min_checkpoint_count": 10, "max_checkpoint_count": 1000, "live_buffer_size": 500,
-    "read_batch_size": 20, "history_buffer_size": 500, "message_timeout_ms": 30_000, "checkpoint_after_ms": 60_000, "consumer_strategy": "RoundRobin",
+    "max_retry_count": 3, "min_checkpoint_count": 10, "max_checkpoint_count": 1000, "checkpoint_after_ms": 60_000,
+    "live_buffer_size": 500, "read_batch_size": 20, "history_buffer_size": 500, "message_timeout_ms": 30_000,
+    "consumer_strategy": "RoundRobin",
 }  # fmt: skip
 
 

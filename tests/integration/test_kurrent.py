@@ -101,6 +101,18 @@ async def test_the_official_client_for_java(tls_door: tuple[int, Path]) -> None:
     assert await asyncio.to_thread(run_java, "Kurrent", uri, lock="kurrent.lock") == "done\n"
 
 
+async def test_every_method_of_the_python_clients(bare_door: int) -> None:
+    """Both libraries, their synchronous and their asynchronous client, all at once."""
+    done = await asyncio.gather(
+        *(
+            asyncio.to_thread(run_client, library, "every_method.py", f"{scheme}://127.0.0.1:{bare_door}?Tls=false", kind)
+            for library, scheme in SCHEMES.items()
+            for kind in ("sync", "async")
+        )
+    )
+    assert done == ["done\n"] * 4
+
+
 async def test_the_command(database: str, kafka: str, topic_prefix: str, tmp_path: Path) -> None:
     """As users run it, with discovery, which asks for the cluster's members first."""
     async with processes(database, kafka, topic_prefix, tmp_path) as started:

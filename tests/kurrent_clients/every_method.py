@@ -221,8 +221,8 @@ async def check_persistent_streams(client: Any) -> None:
 
     changed = {
         "message_timeout": 7.0, "max_retry_count": 4, "min_checkpoint_count": 5, "max_checkpoint_count": 50,
-        "checkpoint_after": 3.0, "max_subscriber_count": 2, "live_buffer_size": 300, "read_batch_size": 10, "history_buffer_size": 200,
-        "extra_statistics": True, "resolve_links": True, "consumer_strategy": "RoundRobin",
+        "checkpoint_after": 3.0, "max_subscriber_count": 2, "live_buffer_size": 300, "read_batch_size": 10,
+        "history_buffer_size": 200, "extra_statistics": True, "resolve_links": True, "consumer_strategy": "RoundRobin",
     }  # fmt: skip
     await call(client.update_subscription_to_stream(group, stream, **changed))
     info = await call(client.get_subscription_info(group, stream))

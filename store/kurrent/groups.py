@@ -111,7 +111,7 @@ class Group:
     def _begin(self) -> None:
         self._working = asyncio.create_task(self._work(), name=f"eventspine-kurrent-{self.name}")
 
-    async def leave(self, subscriber: Subscriber) -> None:
+    def leave(self, subscriber: Subscriber) -> None:
         """Remove a consumer; what it had goes to the others."""
         if subscriber in self.subscribers:
             self.subscribers.remove(subscriber)
@@ -120,6 +120,9 @@ class Group:
             self._retrying.append(message)
         subscriber.in_flight.clear()
         self._wake.set()
+
+    async def at_rest(self) -> None:
+        """Wait until the place is written down, if the last consumer has left."""
         if not self.subscribers and self._working is not None:
             await asyncio.wait([self._working])
 

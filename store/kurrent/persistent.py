@@ -157,9 +157,12 @@ class PersistentService:
             if subscriber.fault is not None:
                 raise subscriber.fault
         finally:
+            # Clients end their side and cancel the call right after. The cancellation may come at any `await` here: a consumer that
+            # had not left by then would be given events for ever.
+            group.leave(subscriber)
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
-            await group.leave(subscriber)
+            await group.at_rest()
 
     def _group(self, row: Any) -> Group:
         key = (row["source"], row["group_name"])

@@ -71,6 +71,22 @@ async def test_what_was_parked_before_a_replay_is_replayed(channel: Any, pool: a
         assert [(await given()).stream_revision for _ in range(3)] == [1, 2, 0]
 
 
+async def test_a_consumer_that_ends_and_cancels_at_once_is_gone(channel: Any) -> None:
+    """As clients stop: they end their side, and cancel the call. One that stayed would be given events, and never answer."""
+    info = message_class("GroupInfoRequest")(options=_JOB).SerializeToString()
+    describe = channel.unary_unary(f"{_PERSISTENT}/GetInfo", response_deserializer=message_class("GroupInfoResponse").FromString)
+    for moments in range(60):
+        async with consuming(channel) as (_, answer):
+            await answer(end=True)
+            for _ in range(moments):
+                await asyncio.sleep(0)
+
+    async def nobody() -> bool:
+        return not (await describe(info)).subscription_info.connections
+
+    await wait_for(nobody)
+
+
 @asynccontextmanager
 async def talking_to(port: int) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

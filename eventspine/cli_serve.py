@@ -36,6 +36,7 @@ def serve_kurrent(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), to speak TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
     users: Annotated[Path | None, typer.Option(help="Who may use it: lines of `registry password`. Default: everybody.")] = None,
+    admins: Annotated[str, typer.Option(help="Those of the users who may do everything, with commas between.")] = "admin",
 ) -> None:
     """Serve the store to programs written for EventStoreDB and KurrentDB, over their gRPC protocol, until stopped."""
     try:
@@ -58,6 +59,7 @@ def serve_kurrent(
                 tls_key=_content(tls_key),
                 advertise=told,
                 users=Users.from_file(users) if users else None,
+                admins=frozenset(each.strip() for each in admins.split(",")),
             )
             stopped = asyncio.Event()
             async with server.listening(host, port) as bound:

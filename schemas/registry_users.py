@@ -46,7 +46,7 @@ class Users:
         self._users = users
         self._nobody = _User("", _N, _R, _P, secrets.token_bytes(16), secrets.token_bytes(32))
         self._secret = secrets.token_bytes(32)
-        self._right: dict[bytes, str] = {}
+        self._right: dict[bytes, tuple[str, str]] = {}
         self._turns = asyncio.Semaphore(2)
 
     @classmethod
@@ -80,6 +80,10 @@ class Users:
 
     async def role_of(self, authorization: str) -> str:
         """Return the role of who sent an `Authorization` header; "" if the name or the password is wrong."""
+        return (await self.who_sent(authorization))[1]
+
+    async def who_sent(self, authorization: str) -> tuple[str, str]:
+        """Return name and role of who sent an `Authorization` header; "" and "" if the name or the password is wrong."""
         seal = hmac.digest(self._secret, authorization.encode(errors="surrogateescape"), "sha256")
         if seal in self._right:
             return self._right[seal]
@@ -87,18 +91,18 @@ class Users:
         try:
             name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
-            return ""
+            return "", ""
         if scheme.lower() != "basic" or not colon or len(password) > 1000:
-            return ""
+            return "", ""
         user = self._users.get(name, self._nobody)
         async with self._turns:
             key = await asyncio.to_thread(_scrypt, user, password)
         if not hmac.compare_digest(key, user.key) or not user.role:
-            return ""
-        self._right[seal] = user.role  # grows no further than there are ways to send the right passwords
+            return "", ""
+        self._right[seal] = name, user.role  # grows no further than there are ways to send the right passwords
         if len(self._right) > 1000:
             self._right.clear()
-        return user.role
+        return name, user.role
 
 
 def hash_password(name: str, password: str, *, read_only: bool = False) -> str:

@@ -16,7 +16,17 @@ from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, Expected, ExpectedVersion,
 from .events import Proposed, event_of, replacement_id
 from .faults import Deleted, TooLarge, WrongVersion, bad_request
 from .names import stream_id_of, stream_name_of, type_of
-from .rules import METADATA_TYPE, TOMBSTONE_TYPE, Rules, StreamRules, Told, stream_of_metadata, with_deletion, without_deletion
+from .rules import (
+    METADATA_TYPE,
+    SETTINGS,
+    TOMBSTONE_TYPE,
+    Rules,
+    StreamRules,
+    Told,
+    stream_of_metadata,
+    with_deletion,
+    without_deletion,
+)
 
 __all__ = ["Appended", "Appends"]
 
@@ -24,6 +34,7 @@ _SQL = "eventspine.store.kurrent"
 _LAST_VERSION = load_sql(_SQL, "sql/last_version")
 _PLACES = load_sql(_SQL, "sql/places_of_ids")
 _LOCK = load_sql("eventspine.store.postgres", "sql/lock_log")
+_SETTINGS_ID = stream_id_of(SETTINGS)
 _LOOK_AGAIN_S = 1.0
 _TRIES = 5
 
@@ -185,7 +196,7 @@ class Appends:
 
     async def _write(self, name: str, stream_id: str, expected: ExpectedVersion, events: Sequence[Event]) -> Appended:
         recorded = await self._send(stream_id, expected, events)
-        if name.startswith("$$"):
+        if name.startswith("$$") or name == SETTINGS:
             self._learn(recorded)
         return Appended(recorded[-1].version, recorded[-1].global_position)
 
@@ -262,7 +273,7 @@ class Appends:
         self._rules.learn(
             Told(event.global_position, stream_name_of(event.stream_id), event.event_type, _content(event))
             for event in recorded
-            if event.event_type in (METADATA_TYPE, TOMBSTONE_TYPE)
+            if event.event_type in (METADATA_TYPE, TOMBSTONE_TYPE) or event.stream_id == _SETTINGS_ID
         )
 
 

@@ -94,6 +94,7 @@ class Group:
         self._acknowledged = 0
         self._saved_at = time.monotonic()
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._working: asyncio.Task[None] | None = None
         self._next = 0
         self.dealt_with = 0
@@ -104,10 +105,13 @@ class Group:
         self.subscribers.append(subscriber)
         self._wake.set()
         if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work(), name=f"eventspine-kurrent-{self.name}")
+            self._begin()
         return subscriber
 
-    async def leave(self, subscriber: Subscriber) -> None:
+    def _begin(self) -> None:
+        self._working = asyncio.create_task(self._work(), name=f"eventspine-kurrent-{self.name}")
+
+    def leave(self, subscriber: Subscriber) -> None:
         """Remove a consumer; what it had goes to the others."""
         if subscriber in self.subscribers:
             self.subscribers.remove(subscriber)
@@ -116,6 +120,9 @@ class Group:
             self._retrying.append(message)
         subscriber.in_flight.clear()
         self._wake.set()
+
+    async def at_rest(self) -> None:
+        """Wait until the place is written down, if the last consumer has left."""
         if not self.subscribers and self._working is not None:
             await asyncio.wait([self._working])
 
@@ -153,6 +160,15 @@ class Group:
         """End all consumers."""
         for subscriber in self.subscribers:
             subscriber.end(fault)
+        self.subscribers.clear()
+
+    async def write_down(self) -> None:
+        """Record what was parked, and how far everything is dealt with, up to this moment.
+
+        Raises:
+            Unavailable: Postgres is away.
+        """
+        await self._write_down(always=True)
 
     @property
     def in_flight(self) -> int:
@@ -191,6 +207,8 @@ class Group:
         finally:
             with suppress(Unavailable):
                 await self._write_down(always=True)
+            if self.subscribers:  # one that joined while the last place was written: it found this task at work
+                self._begin()
 
     async def _wait(self, seen: int) -> None:
         waiting = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._tail.beyond(seen))]
@@ -290,6 +308,10 @@ class Group:
 
     async def _write_down(self, *, always: bool = False) -> None:
         """Record what was parked, then how far everything is dealt with: after a crash in between, the parked comes again."""
+        async with self._writing:
+            await self._write_down_alone(always=always)
+
+    async def _write_down_alone(self, *, always: bool) -> None:
         park, self._to_park = self._to_park, []
         if park:
             try:

@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from ...schemas.postgres import load_sql, translated
 from ..postgres import PostgresEventStore
+from .access import Access
 from .calls import Call, Method, streams, unary
 from .events import id_of, record_of
 from .faults import Fault, bad_request
@@ -50,7 +51,8 @@ class PersistentService:
 
     name = "event_store.client.persistent_subscriptions.PersistentSubscriptions"
 
-    def __init__(self, store: PostgresEventStore, reader: Reader, tail: Tail) -> None:
+    def __init__(self, store: PostgresEventStore, reader: Reader, tail: Tail, access: Access) -> None:
+        self._access = access
         self._store, self._reader, self._tail = store, reader, tail
         self._groups: dict[tuple[str, str], Group] = {}
 
@@ -68,6 +70,7 @@ class PersistentService:
         }
 
     async def create(self, content: bytes, call: Call) -> bytes:
+        await self._access.check_admin(call)
         options = parsed(_GroupRequest, content).options
         source, settings = settings_of(options)
         if source == ALL:
@@ -82,6 +85,7 @@ class PersistentService:
         return b""
 
     async def update(self, content: bytes, call: Call) -> bytes:
+        await self._access.check_admin(call)
         options = parsed(_GroupRequest, content).options
         source = ALL if options.WhichOneof("stream_option") == "all" else settings_of(options)[0]
         row = await self._load(source, options.group_name)
@@ -91,6 +95,7 @@ class PersistentService:
         return b""
 
     async def delete(self, content: bytes, call: Call) -> bytes:
+        await self._access.check_admin(call)
         options = parsed(_GroupDelete, content).options
         source = _source(options, "stream_option")
         if await self._value(_DELETE, source, options.group_name) is None:
@@ -115,10 +120,12 @@ class PersistentService:
         return bytes(_GroupListResponse(subscriptions=[self._described(row) for row in rows]).SerializeToString())
 
     async def replay(self, content: bytes, call: Call) -> bytes:
+        await self._access.check_admin(call)
         options = parsed(_GroupReplay, content).options
         source = _source(options, "stream_option")
         row = await self._load(source, options.group_name)
         group = self._group(row)
+        await group.write_down()  # what a consumer parked before it asked is among what is replayed
         limit = options.stop_at if options.WhichOneof("stop_at_option") == "stop_at" and options.stop_at > 0 else _MAX_REPLAYED
         places = [each["place"] for each in await self._rows(_PARKED, source, options.group_name, min(limit, _MAX_REPLAYED))]
         messages = []
@@ -130,6 +137,7 @@ class PersistentService:
         return b""
 
     async def restart(self, content: bytes, call: Call) -> bytes:
+        await self._access.check_admin(call)
         for source, name in list(self._groups):
             self._drop(source, name)
         return b""
@@ -141,6 +149,7 @@ class PersistentService:
             raise bad_request("a read of a persistent subscription begins with its options")
         options = first.options
         source = _source(options, "stream_option")
+        await self._access.check(call, source, "$r")
         group = self._group(await self._load(source, options.group_name))
         if group.settings.max_subscribers and len(group.subscribers) >= group.settings.max_subscribers:
             raise _too_many(source, options.group_name)
@@ -156,9 +165,12 @@ class PersistentService:
             if subscriber.fault is not None:
                 raise subscriber.fault
         finally:
+            # Clients end their side and cancel the call right after. The cancellation may come at any `await` here: a consumer
+            # that had not left by then would be given events for ever.
+            group.leave(subscriber)
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
-            await group.leave(subscriber)
+            await group.at_rest()
 
     def _group(self, row: Any) -> Group:
         key = (row["source"], row["group_name"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import grpc
 from ...schemas import OPAQUE, SettingsError
 from ...schemas.registry_users import Users
 from ..postgres import PostgresEventStore
+from .access import Access
 from .appends import Appends
 from .calls import Method
 from .gossip import FeaturesService, GossipService
@@ -31,8 +32,8 @@ class KurrentServer:
     """Serves a Postgres store to programs written for EventStoreDB and KurrentDB.
 
     `max_append_bytes` bounds data plus metadata of one append. With `tls_cert` and `tls_key` (PEM), it speaks TLS. `advertise` is
-    the host and port that clients are told when they ask for the cluster's members. With `users`,
-    which needs TLS, only they may call.
+    the host and port that clients are told when they ask for the cluster's members. With `users`, which needs TLS, only they may
+    call, and streams' `$acl` holds; `admins` are those of them who may do everything.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class KurrentServer:
         tls_key: bytes = b"",
         advertise: tuple[str, int] | None = None,
         users: Users | None = None,
+        admins: Set[str] = frozenset({"admin"}),
     ) -> None:
         self._store = store
         self._max_append_bytes = max_append_bytes
         self._tls = (tls_key, tls_cert) if tls_cert else None
         self._advertise = advertise
         self._users = users
+        self._admins = admins
         if users is not None and not self._tls:
             raise SettingsError("passwords are not taken in the clear: give users together with a certificate and its key")
 
@@ -84,13 +87,14 @@ class KurrentServer:
         except RuntimeError as error:
             raise SettingsError(f"{address} can't be listened on ({error}); choose another --port or --host") from error
         reader = Reader(self._store, rules)
+        access = Access(rules, self._users, self._admins)
         appends = Appends(self._store, rules, max_append_bytes=self._max_append_bytes)
         services: Sequence[Any] = [
-            StreamsService(reader, appends, tail),
-            PersistentService(self._store, reader, tail),
+            StreamsService(reader, appends, tail, access),
+            PersistentService(self._store, reader, tail, access),
             GossipService(*(self._advertise or (host, bound))),
             FeaturesService(),
-            SessionsService(appends),
+            SessionsService(appends, access),
         ]
         async with tail.running():
             server.add_generic_rpc_handlers([_handler(each.name, each.methods) for each in services])

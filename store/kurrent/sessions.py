@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from ...schemas.opaque import JSON
 from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, ExpectedVersion
+from .access import Access
 from .appends import Appended, Appends
 from .calls import Call, Method, stream_in, unary
 from .events import Proposed
@@ -50,7 +51,8 @@ class SessionsService:
 
     name = "kurrentdb.protocol.v2.streams.StreamsService"
 
-    def __init__(self, appends: Appends) -> None:
+    def __init__(self, appends: Appends, access: Access) -> None:
+        self._access = access
         self._appends = appends
 
     @property
@@ -67,6 +69,7 @@ class SessionsService:
             if any(each.name == part.name for each in parts):
                 text = f"Stream '{part.name}' is in this session twice."
                 raise _fault(StatusCode.ABORTED, text, "StreamAlreadyInAppendSession", part.name)
+            await self._access.check(call, part.name, "$w")
             size += sum(each.size for each in part.proposed)
             if size > self._appends.max_append_bytes * 4 or len(parts) >= _MAX_STREAMS:
                 limit = f"{_MAX_STREAMS} streams, {4 * self._appends.max_append_bytes} bytes"
@@ -96,6 +99,8 @@ class SessionsService:
             by_name.setdefault(_name(each.stream), []).append(_proposed(each))
         if not by_name:
             raise Fault(StatusCode.FAILED_PRECONDITION, "The request appends nothing.")
+        for name in by_name:
+            await self._access.check(call, name, "$w")
         others = expected.keys() - by_name.keys()
         if others:
             raise bad_request(f"{sorted(others)} are checked and not appended to, which this server does not do")

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from ...schemas import InvalidEvent
 from ..protocol import ANY, NO_STREAM, STREAM_EXISTS, Expected, ExpectedVersion
+from .access import Access, Denied
 from .appends import Appended, Appends
 from .calls import Call, Method, fault_of, stream_in, streams, unary
 from .events import Proposed, id_of, proposed_of
@@ -47,7 +48,8 @@ class StreamsService:
 
     name = "event_store.client.streams.Streams"
 
-    def __init__(self, reader: Reader, appends: Appends, tail: Tail) -> None:
+    def __init__(self, reader: Reader, appends: Appends, tail: Tail, access: Access) -> None:
+        self._access = access
         self._reader = reader
         self._appends = appends
         self._tail = tail
@@ -66,6 +68,7 @@ class StreamsService:
         request = read_request_of(content)
         if request.name:
             stream_id_of(request.name)
+        await self._access.check(call, request.name or "$all", "$r")
         if request.subscription:
             async for frame in self._subscribe(request):
                 yield frame
@@ -115,6 +118,7 @@ class StreamsService:
             message = parsed(_AppendRequest, content)
             if message.WhichOneof("content") == "options":
                 name = _appendable(name_of(message.options.stream_identifier))
+                await self._access.check(call, name, "$w")
                 expected = expected_of(message.options, "expected_stream_revision")
                 continue
             if expected is None:
@@ -139,7 +143,7 @@ class StreamsService:
 
         async def work(batch: _Batch) -> None:
             try:
-                answers.put_nowait(await self._batch(batch))
+                answers.put_nowait(await self._batch(batch, call))
             except BaseException as error:
                 answers.put_nowait(error)
                 raise
@@ -178,12 +182,13 @@ class StreamsService:
             reading.cancel()
             await asyncio.gather(reading, *working, return_exceptions=True)
 
-    async def _batch(self, batch: _Batch) -> bytes:
+    async def _batch(self, batch: _Batch, call: Call) -> bytes:
         response = _BatchAppendResponse(correlation_id=batch.correlation_id)
         try:
             name, expected = batch.target()
             response.stream_identifier.stream_name = name.encode()
             _set_expected(response, expected)
+            await self._access.check(call, name, "$w")
             async with asyncio.timeout(batch.seconds_left()):
                 appended = await self._appends.append(_appendable(name), expected, batch.proposed())
             response.success.CopyFrom(_success(appended))
@@ -198,12 +203,16 @@ class StreamsService:
     async def delete(self, content: bytes, call: Call) -> bytes:
         options = parsed(_DeleteRequest, content).options
         expected = expected_of(options, "expected_stream_revision")
-        return _deleted(await self._appends.delete(_appendable(name_of(options.stream_identifier)), expected))
+        name = _appendable(name_of(options.stream_identifier))
+        await self._access.check(call, name, "$d")
+        return _deleted(await self._appends.delete(name, expected))
 
     async def tombstone(self, content: bytes, call: Call) -> bytes:
         options = parsed(_DeleteRequest, content).options
         expected = expected_of(options, "expected_stream_revision")
-        return _deleted(await self._appends.tombstone(_appendable(name_of(options.stream_identifier)), expected))
+        name = _appendable(name_of(options.stream_identifier))
+        await self._access.check(call, name, "$d")
+        return _deleted(await self._appends.tombstone(name, expected))
 
 
 class _Batch:
@@ -301,6 +310,8 @@ def _status(fault: Fault) -> Any:
     elif isinstance(fault, Deleted):
         message = _StreamDeletedDetail(stream_identifier={"stream_name": fault.name.encode()})
         detail = {"type_url": f"{_ANY_URL}StreamDeleted", "value": message.SerializeToString()}
+    elif isinstance(fault, Denied):
+        detail = {"type_url": f"{_ANY_URL}AccessDenied", "value": b""}
     elif isinstance(fault, TooLarge):
         message = _TooLargeDetail(max_append_size=fault.limit)
         detail = {"type_url": f"{_ANY_URL}MaximumAppendSizeExceeded", "value": message.SerializeToString()}

@@ -12,14 +12,15 @@ from ...schemas.opaque import raw_content
 from ...schemas.postgres import load_sql, translated
 from ...schemas.retry import Backoff, wait_or_raise
 from ..postgres import PostgresEventStore
-from .names import stream_name_of
-from .rules import METADATA_TYPE, TOMBSTONE_TYPE, Rules, Told
+from .names import stream_id_of, stream_name_of
+from .rules import METADATA_TYPE, SETTINGS, TOMBSTONE_TYPE, Rules, Told
 
 __all__ = ["Tail"]
 
 logger = logging.getLogger(__name__)
 
 _TOLD = load_sql("eventspine.store.kurrent", "sql/told")
+_SETTINGS_ID = stream_id_of(SETTINGS)
 _POLL_S = 1.0
 _BATCH = 1000
 
@@ -79,7 +80,7 @@ class Tail:
         after = self.position
         while after < end:
             async with translated():
-                rows = await self._store.pool.fetch(_TOLD, after, end, [METADATA_TYPE, TOMBSTONE_TYPE], _BATCH)
+                rows = await self._store.pool.fetch(_TOLD, after, end, [METADATA_TYPE, TOMBSTONE_TYPE], _BATCH, _SETTINGS_ID)
             self._rules.learn(
                 Told(position, stream_name_of(stream_id), event_type, raw_content(payload)[1])
                 for position, stream_id, event_type, payload in rows

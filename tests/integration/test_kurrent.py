@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -24,6 +25,7 @@ from eventspine.store.kurrent import KurrentServer
 from eventspine.store.kurrent.messages import message_class
 from tests.certificates import Authority
 from tests.event_types import placed, record
+from tests.jvm import run_java
 from tests.npm import run_node
 from tests.processes import processes
 from tests.python_clients import run_client
@@ -69,19 +71,46 @@ async def test_the_tutorial(bare_door: int, library: str) -> None:
     assert await asyncio.to_thread(run_client, library, "tutorial.py", uri) == "done\n"
 
 
-@pytest.mark.parametrize("library", SCHEMES)
-async def test_the_tutorial_over_tls(pool: asyncpg.Pool, library: str, tmp_path: Path) -> None:
+@pytest.fixture
+async def tls_door(pool: asyncpg.Pool, tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
+    """As `bare_door`, over TLS: the port, and the authority's certificate."""
     authority = Authority(tmp_path)
     signed = authority.sign("door")
     server = KurrentServer(PostgresEventStore(pool), tls_cert=signed.certificate.read_bytes(), tls_key=signed.key.read_bytes())
     async with server.listening(port=0) as port:
-        uri = f"{SCHEMES[library]}://admin:changeit@127.0.0.1:{port}"
-        done = await asyncio.to_thread(run_client, library, "tutorial.py", uri, str(authority.certificate))
-        assert done == "done\n"
+        yield port, authority.certificate
+
+
+@pytest.mark.parametrize("library", SCHEMES)
+async def test_the_tutorial_over_tls(tls_door: tuple[int, Path], library: str) -> None:
+    uri = f"{SCHEMES[library]}://admin:changeit@127.0.0.1:{tls_door[0]}"
+    assert await asyncio.to_thread(run_client, library, "tutorial.py", uri, str(tls_door[1])) == "done\n"
 
 
 async def test_the_official_client_for_node(bare_door: int) -> None:
     assert await asyncio.to_thread(run_node, "kurrent.cjs", f"kurrentdb://127.0.0.1:{bare_door}?tls=false") == "done\n"
+
+
+async def test_the_official_client_for_node_over_tls(tls_door: tuple[int, Path]) -> None:
+    uri = f"kurrentdb://admin:changeit@127.0.0.1:{tls_door[0]}?tlsCaFile={quote(str(tls_door[1]))}"
+    assert await asyncio.to_thread(run_node, "kurrent.cjs", uri) == "done\n"
+
+
+async def test_the_official_client_for_java(tls_door: tuple[int, Path]) -> None:
+    uri = f"kurrentdb://admin:changeit@127.0.0.1:{tls_door[0]}?tlsCaFile={quote(str(tls_door[1]))}"
+    assert await asyncio.to_thread(run_java, "Kurrent", uri, lock="kurrent.lock") == "done\n"
+
+
+async def test_every_method_of_the_python_clients(bare_door: int) -> None:
+    """Both libraries, their synchronous and their asynchronous client, all at once."""
+    done = await asyncio.gather(
+        *(
+            asyncio.to_thread(run_client, library, "every_method.py", f"{scheme}://127.0.0.1:{bare_door}?Tls=false", kind)
+            for library, scheme in SCHEMES.items()
+            for kind in ("sync", "async")
+        )
+    )
+    assert done == ["done\n"] * 4
 
 
 async def test_the_command(database: str, kafka: str, topic_prefix: str, tmp_path: Path) -> None:

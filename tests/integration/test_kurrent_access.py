@@ -17,6 +17,8 @@ from eventspine import PostgresEventStore, SettingsError
 from eventspine.schemas.registry_users import Users, hash_password
 from eventspine.store.kurrent import KurrentServer
 from eventspine.store.kurrent.messages import message_class
+from eventspine.store.kurrent.rules import Rules
+from eventspine.store.kurrent.tail import Tail
 from tests.certificates import Authority
 from tests.python_clients import run_client
 
@@ -28,10 +30,11 @@ _RECORDS = "/kurrentdb.protocol.v2.streams.StreamsService/AppendRecords"
 
 @asynccontextmanager
 async def secure_door(store: PostgresEventStore, folder: Path) -> AsyncIterator[tuple[int, Path]]:
-    """A door with two users, over TLS; yields its port and the authority's certificate."""
+    """A door with three users, over TLS; yields its port and the authority's certificate."""
     authority = Authority(folder)
     signed = authority.sign("door")
-    lines = [hash_password("admin", "changeit"), hash_password("ann", "look", read_only=True)]
+    writers = {"admin": "changeit", "ann": "look", "bob": "see"}
+    lines = [hash_password(*each) for each in writers.items()] + [hash_password("eve", "peep", read_only=True)]
     (folder / "users").write_text("\n".join(lines))
     server = KurrentServer(
         store,
@@ -50,6 +53,20 @@ async def test_the_tutorial_with_a_password(pool: asyncpg.Pool, library: str, sc
         assert await asyncio.to_thread(run_client, library, "tutorial.py", uri, str(certificate)) == "done\n"
 
 
+@pytest.mark.parametrize(("library", "scheme"), [("esdbclient", "esdb"), ("kurrentdbclient", "kdb")])
+async def test_who_may_do_what_with_which_stream(pool: asyncpg.Pool, library: str, scheme: str, tmp_path: Path) -> None:
+    """`$acl` of streams and its defaults in `$settings`, through the door that wrote them and through another one."""
+    async with secure_door(PostgresEventStore(pool), tmp_path) as (port, certificate):
+        uri = f"{scheme}://{{}}@127.0.0.1:{port}"
+        assert await asyncio.to_thread(run_client, library, "rights.py", uri, str(certificate)) == "done\n"
+    rules = Rules()
+    async with Tail(PostgresEventStore(pool), rules).running():
+        assert rules.named_in("Order-1", "$w") == ("ann",)
+        assert rules.named_in("$any", "$r") == ("ann", "$admins")
+        assert rules.named_in("$all", "$r") == ("ann",)
+        assert rules.named_in("Order-1", "$r") is None
+
+
 async def test_wrong_passwords_and_missing_rights(pool: asyncpg.Pool, tmp_path: Path) -> None:
     store = PostgresEventStore(pool)
     async with secure_door(store, tmp_path) as (port, certificate):
@@ -59,15 +76,16 @@ async def test_wrong_passwords_and_missing_rights(pool: asyncpg.Pool, tmp_path: 
                 ("", grpc.StatusCode.UNAUTHENTICATED),
                 ("admin:wrong", grpc.StatusCode.UNAUTHENTICATED),
                 ("nobody:changeit", grpc.StatusCode.UNAUTHENTICATED),
-                ("ann:look", grpc.StatusCode.PERMISSION_DENIED),
+                ("eve:peep", grpc.StatusCode.PERMISSION_DENIED),
                 ("admin:changeit", grpc.StatusCode.INVALID_ARGUMENT),  # it gets through: the request is empty
             ]:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await channel.unary_unary(_DELETE)(b"", metadata=basic(user))
                 assert refused.value.code() == code, user
-            read = message_class("ReadRequest")(options={"all": {"start": {}}, "count": 9, "no_filter": {}})
-            call = channel.unary_stream(_READ)(read.SerializeToString(), metadata=basic("ann:look"))
-            assert len([frame async for frame in call]) == 1
+            stream = {"stream_identifier": {"stream_name": b"Order-1"}, "start": {}}
+            read = message_class("ReadRequest")(options={"stream": stream, "count": 9, "no_filter": {}})
+            call = channel.unary_stream(_READ)(read.SerializeToString(), metadata=basic("eve:peep"))
+            assert len([frame async for frame in call]) == 1  # there is no such stream
 
 
 def test_passwords_need_tls(tmp_path: Path) -> None:

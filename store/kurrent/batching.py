@@ -116,7 +116,10 @@ class _Conversation:
             if not self.ended and (code := await self._call.code()) is not grpc.StatusCode.OK:
                 failure = Unavailable(f"the call for appends ended: {code.name}: {await self._call.details()}")
         except grpc.aio.AioRpcError as error:
-            failure = error_of(error)
+            # What is wrong with an append is said in its answer. Whatever else ends the call, gRPC's own INTERNAL of a broken one
+            # too, says nothing of the appends that wait: they are sent again.
+            said = error_of(error)
+            failure = said if isinstance(said, SettingsError) else Unavailable(f"the call for appends broke: {said}")
         finally:
             self.ended = True
             self._tasks[0].cancel()

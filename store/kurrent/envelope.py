@@ -144,7 +144,8 @@ def envelope_of(seen: Seen) -> Envelope:
             ours = _read_json.decode(ours)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             ours = None
-    version, tags = None, ()
+    version: int | None = None
+    tags: tuple[str, ...] = ()
     if isinstance(ours, dict):
         version = ours["schema_version"] if type(ours.get("schema_version")) is int else None
         tags = tuple(tag for tag in ours.get("tags", ()) if isinstance(tag, str))

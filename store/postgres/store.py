@@ -33,7 +33,7 @@ from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
 from .appender import Appender
 from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_of, prepare, recorded
-from .bulk import Imported, import_events
+from .bulk import Imported, import_batch, import_events
 from .log import PostgresLog
 from .outbox import PostgresOutbox
 from .reactions import PostgresReactions
@@ -215,6 +215,13 @@ class PostgresEventStore:
             max_event_bytes=self._max_event_bytes,
             on_progress=on_progress,
         )
+
+    async def import_batch(self, name: str, events: Sequence[Event], before: int, after: int) -> None:
+        """Append a batch of a source that has places of its own; see `eventspine.store.postgres.bulk.import_batch`."""
+        await import_batch(
+            self._pool, name, events, before, after,
+            codec=self._codec, keys=self._keys, max_event_bytes=self._max_event_bytes,
+        )  # fmt: skip
 
     async def read_stream(
         self,

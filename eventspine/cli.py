@@ -17,6 +17,7 @@ from rich.table import Table as ScreenTable
 from .cli_archive import archive_app
 from .cli_audit import audit_app
 from .cli_groups import groups_app
+from .cli_import import import_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
 from .cli_projections import projections_app
@@ -57,6 +58,7 @@ for name, group in [
     ("projections", projections_app),
     ("registry", registry_app),
     ("serve", serve_app),
+    ("import", import_app),
 ]:
     app.add_typer(group, name=name)
 app.command("react")(react)

@@ -279,9 +279,9 @@ class PostgresEventStore:
         """Drop a person's key from memory, so that the next read asks for it again."""
         self._keys.forget(subject)
 
-    def event_type(self, name: str) -> EventType | None:
-        """Return an event type in today's version as far as this process knows, None if it is not registered."""
-        return self._codec.event_type(name, 0)
+    def event_type(self, name: str, schema_version: int = 0) -> EventType | None:
+        """Return an event type in a version, 0 = today's, as far as this process knows; None if it is not registered."""
+        return self._codec.event_type(name, schema_version)
 
     async def refresh_types(self) -> None:
         """Learn the event types that other processes have registered meanwhile."""

@@ -31,7 +31,6 @@ from tests.contract.test_event_store import ids_count_in_a_place, places, take
 from tests.event_types import EVENT_TYPES, paid, placed
 from tests.waiting import wait_for
 
-
 no_conditions = pytest.mark.cannot_hold("kurrent", reason="the protocol has no conditions; they are refused")
 
 

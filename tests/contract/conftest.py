@@ -147,10 +147,6 @@ async def kurrent_backend(pool: asyncpg.Pool) -> AsyncIterator[Backend]:
         yield KurrentBackend(resources, proxy)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cannot_hold(backend, reason): what this backend can't promise, and why")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run each test of the suite once through PgBouncer, and once over EventStoreDB's protocol: other data takes the same way."""
     taken: set[tuple[str, str]] = set()

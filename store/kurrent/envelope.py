@@ -146,10 +146,11 @@ def envelope_of(seen: Seen) -> Envelope:
             ours = None
     version: int | None = None
     tags: tuple[str, ...] = ()
-    if isinstance(ours, dict):
-        version = ours["schema_version"] if type(ours.get("schema_version")) is int else None
-        tags = tuple(tag for tag in ours.get("tags", ()) if isinstance(tag, str))
-        metadata |= ours["metadata"] if isinstance(ours.get("metadata"), dict) else {}
+    if isinstance(ours, dict):  # whoever wrote it: nothing here may fail on it
+        given, labels, more = ours.get("schema_version"), ours.get("tags"), ours.get("metadata")
+        version = given if type(given) is int and given >= 0 else None
+        tags = tuple(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else ()
+        metadata |= more if isinstance(more, dict) else {}
     for name, theirs in _NAMES.items():
         value = metadata.pop(theirs, None)
         if isinstance(value, str):

@@ -19,6 +19,7 @@ from .cli_audit import audit_app
 from .cli_copy import copy
 from .cli_dynamodb import dynamodb_app
 from .cli_groups import groups_app
+from .cli_import import import_app
 from .cli_log import events_app, streams_app
 from .cli_privacy import privacy_app
 from .cli_projections import projections_app
@@ -60,6 +61,7 @@ for name, group in [
     ("registry", registry_app),
     ("serve", serve_app),
     ("dynamodb", dynamodb_app),
+    ("import", import_app),
 ]:
     app.add_typer(group, name=name)
 app.command("copy")(copy)

@@ -23,6 +23,9 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--every-parameter", action="store_true", help="contract suites: all data on every backend, not on the first only"
+    )
+    parser.addoption(
         "--stack",
         choices=["local", "docker"],
         default="local",

@@ -15,7 +15,7 @@ from ...schemas.privacy import KeyRing, protect_events
 from ..protocol import ANY, StreamAppend
 from .batch import EncodedEvent, prepare
 
-__all__ = ["Imported", "import_events"]
+__all__ = ["Imported", "import_batch", "import_events", "import_place"]
 
 _SQL = "eventspine.store.postgres"
 _LOCK = load_sql(_SQL, "sql/lock_log")
@@ -64,19 +64,17 @@ async def import_events(
     """
     codec = Codec() if codec is None else codec
     codec.add(await load_pinned_types(pool))
-    checkpoint = f"import:{name}"
-    async with translated():
-        before = await pool.fetchval(_LOAD_CHECKPOINT, checkpoint) or 0
+    before = await import_place(pool, name)
     skip, now = before, 0
     on_progress(Imported(before, 0))
     async for batch in _batches(events, batch_events):
         fresh = batch[skip:] if skip else batch
         skip = max(0, skip - len(batch))
         if fresh:
-            if codec.holds_personal:
-                fresh = await protect_events(codec, keys or KeyRing(pool), fresh)
-            encoded = [_encode(codec, event, max_event_bytes) for event in fresh]
-            await _record(pool, checkpoint, before + now, encoded)
+            place = before + now
+            await import_batch(
+                pool, name, fresh, place, place + len(fresh), codec=codec, keys=keys, max_event_bytes=max_event_bytes
+            )
             now += len(fresh)
             on_progress(Imported(before, now))
     if skip:
@@ -84,6 +82,37 @@ async def import_events(
             f"the source of import {name!r} ends {skip} events before where an earlier run was: it is another source"
         )
     return Imported(before, now)
+
+
+async def import_place(pool: asyncpg.Pool, name: str) -> int:
+    """Return how far an import has come: in events, or whatever its caller counts in; 0 if it has not begun.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    async with translated():
+        return await pool.fetchval(_LOAD_CHECKPOINT, f"import:{name}") or 0
+
+
+async def import_batch(
+    pool: asyncpg.Pool,
+    name: str,
+    events: Sequence[Event],
+    before: int,
+    after: int,
+    *,
+    codec: Codec,
+    keys: KeyRing | None,
+    max_event_bytes: int,
+) -> None:
+    """Append a batch of an import, all or none, and move its place from `before` to `after` in the same transaction.
+
+    Raises: as `import_events`.
+    """
+    if codec.holds_personal:
+        events = await protect_events(codec, keys or KeyRing(pool), events)
+    encoded = [_encode(codec, event, max_event_bytes) for event in events]
+    await _record(pool, f"import:{name}", before, after, encoded)
 
 
 def _encode(codec: Codec, event: Event, max_event_bytes: int) -> tuple[str, EncodedEvent]:
@@ -94,10 +123,12 @@ def _encode(codec: Codec, event: Event, max_event_bytes: int) -> tuple[str, Enco
     return event.stream_id, request.parts[0].encoded[0]
 
 
-async def _record(pool: asyncpg.Pool, checkpoint: str, done: int, encoded: Sequence[tuple[str, EncodedEvent]]) -> None:
+async def _record(
+    pool: asyncpg.Pool, checkpoint: str, before: int, after: int, encoded: Sequence[tuple[str, EncodedEvent]]
+) -> None:
     async with translated(), pool.acquire() as connection, connection.transaction(isolation="read_committed"):
         await connection.execute(_LOCK)
-        if (await connection.fetchval(_LOAD_CHECKPOINT, checkpoint) or 0) != done:
+        if (await connection.fetchval(_LOAD_CHECKPOINT, checkpoint) or 0) != before:
             raise Fenced(f"{checkpoint!r} is run by another process at the same time: let one of them end")
         position, moment = await connection.fetchrow(_END_OF_LOG)  # type: ignore[misc]
         streams = list({stream_id for stream_id, _ in encoded})
@@ -123,7 +154,7 @@ async def _record(pool: asyncpg.Pool, checkpoint: str, done: int, encoded: Seque
         if tags:
             await connection.copy_records_to_table("event_tags", records=tags, columns=["tag", "global_position", "event_type"])
         await connection.execute(_END_IMPORT, position, len(encoded))
-        await connection.fetchval(_ADVANCE_CHECKPOINT, checkpoint, done + len(encoded))
+        await connection.fetchval(_ADVANCE_CHECKPOINT, checkpoint, after)
 
 
 async def _batches(events: Iterable[Event] | AsyncIterable[Event], size: int) -> AsyncIterator[list[Event]]:

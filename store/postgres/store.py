@@ -34,7 +34,7 @@ from ..query import AppendCondition, Query, QueryItem
 from ..subscription import Following, LogSubscription
 from .appender import Appender
 from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_of, prepare, recorded
-from .bulk import Imported, import_events
+from .bulk import Imported, import_batch, import_events
 from .log import PostgresLog
 from .outbox import PostgresOutbox
 from .reactions import PostgresReactions
@@ -216,6 +216,13 @@ class PostgresEventStore:
             on_progress=on_progress,
         )
 
+    async def import_batch(self, name: str, events: Sequence[Event], before: int, after: int) -> None:
+        """Append a batch of a source that has places of its own; see `eventspine.store.postgres.bulk.import_batch`."""
+        await import_batch(
+            self._pool, name, events, before, after,
+            codec=self._codec, keys=self._keys, max_event_bytes=self._max_event_bytes,
+        )  # fmt: skip
+
     async def read_stream(
         self,
         stream_id: str,
@@ -272,9 +279,9 @@ class PostgresEventStore:
         """Drop a person's key from memory, so that the next read asks for it again."""
         self._keys.forget(subject)
 
-    def event_type(self, name: str) -> EventType | None:
-        """Return an event type in today's version as far as this process knows, None if it is not registered."""
-        return self._codec.event_type(name, 0)
+    def event_type(self, name: str, schema_version: int = 0) -> EventType | None:
+        """Return an event type in a version, 0 = today's, as far as this process knows; None if it is not registered."""
+        return self._codec.event_type(name, schema_version)
 
     async def refresh_types(self) -> None:
         """Learn the event types that other processes have registered meanwhile."""

@@ -14,6 +14,7 @@ from eventspine import EventStore, EventType, PostgresEventStore
 from eventspine.schemas.postgres import PgBouncerConnection, learn_types
 from eventspine.store.dynamodb import DynamoDBEventStore, open_table
 from eventspine.store.dynamodb.create import create_table
+from eventspine.store.kurrent import KurrentConnection, KurrentEventStore, KurrentServer
 from tests.conftest import dsn_of
 from tests.dynamodb import DynamoDBService
 from tests.event_types import EVENT_TYPES
@@ -158,13 +159,64 @@ async def dynamodb_backend(dynamodb: DynamoDBService) -> AsyncIterator[Backend]:
         await backend.close()
 
 
+class KurrentBackend:
+    """EventStoreDB's protocol, spoken with a door of ours. Nothing there keeps schemas: a program without event types of its own
+    gets those of the first one."""
+
+    max_append_events = 1000
+
+    def __init__(self, resources: AsyncExitStack, proxy: Proxy) -> None:
+        self._resources = resources
+        self._proxy = proxy
+        self._event_types: tuple[EventType, ...] = ()
+
+    async def open(self, *event_types: EventType) -> KurrentEventStore:
+        self._event_types = self._event_types or event_types
+        store = await self._open(f"esdb://127.0.0.1:{self._proxy.port}?tls=false", retry_s=30.0)
+        await store.register(event_types or self._event_types)
+        return store
+
+    async def register(self, store: EventStore, *event_types: EventType) -> None:
+        assert isinstance(store, KurrentEventStore)
+        await store.register(event_types)
+
+    async def open_unreachable(self) -> KurrentEventStore:
+        store = await self._open("esdb://127.0.0.1:1?tls=false", retry_s=0.1)
+        await store.register(EVENT_TYPES)
+        return store
+
+    async def cut_connections(self) -> int:
+        connections = len(self._proxy.client_ports)
+        self._proxy.cut()
+        return connections
+
+    async def _open(self, uri: str, *, retry_s: float) -> KurrentEventStore:
+        connection = await self._resources.enter_async_context(KurrentConnection(uri))
+        return await self._resources.enter_async_context(KurrentEventStore(connection, retry_s=retry_s))
+
+
+@pytest.fixture
+async def kurrent_backend(pool: asyncpg.Pool) -> AsyncIterator[Backend]:
+    async with AsyncExitStack() as resources:
+        port = await resources.enter_async_context(KurrentServer(PostgresEventStore(pool)).listening(port=0))
+        proxy = Proxy(port)
+        await resources.enter_async_context(proxy.running())
+        yield KurrentBackend(resources, proxy)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each test of the suite once through PgBouncer: other data takes the same way."""
-    taken: set[str] = set()
-    further = []
+    """Run each test of the suite once on each backend but the first, unless every parameter is wanted: other data takes the
+    same way."""
+    once = () if config.getoption("--every-parameter") else ("pgbouncer", "dynamodb", "kurrent")
+    taken: set[tuple[object, str]] = set()
+    further: list[pytest.Item] = []
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.callspec.params.get("backend") == "pgbouncer":
-            name = f"{item.path}::{item.originalname}"
+        backend = item.callspec.params.get("backend") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        reason = next((mark.kwargs["reason"] for mark in item.iter_markers("cannot_hold") if mark.args == (backend,)), "")
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif isinstance(item, pytest.Function) and backend in once:
+            name = (backend, f"{item.path}::{item.originalname}")
             if name in taken:
                 further.append(item)
             taken.add(name)
@@ -173,7 +225,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in further]
 
 
-@pytest.fixture(params=["postgres", "pgbouncer", "dynamodb"])
+@pytest.fixture(params=["postgres", "pgbouncer", "dynamodb", "kurrent"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     backend: Backend = request.getfixturevalue(f"{request.param}_backend")
     return backend

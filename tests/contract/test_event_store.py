@@ -31,6 +31,8 @@ from tests.unit.test_codec import EVERYTHING_DATA
 
 ORDER = "Order-1"
 
+ids_count_in_a_place = pytest.mark.cannot_hold("kurrent", reason="the protocol knows event ids only where an append expects them")
+
 
 async def snapshot(store: EventStore) -> tuple[int, list[Event]]:
     return await store.last_position(), await store.read_all()
@@ -206,11 +208,23 @@ def _with_id(event: Event, **changes: Any) -> Event:
 @pytest.mark.parametrize(
     "retry",
     [
-        pytest.param(lambda s, e: s.append("Order-2", "Order", e, expected_version=ANY), id="another stream"),
-        pytest.param(lambda s, e: s.append("Order-2", "Order", e, expected_version=0), id="another new stream"),
-        pytest.param(lambda s, e: s.append(ORDER, "Order", e, expected_version=4), id="another place in the stream"),
+        pytest.param(
+            lambda s, e: s.append("Order-2", "Order", e, expected_version=ANY), id="another stream", marks=ids_count_in_a_place
+        ),
+        pytest.param(
+            lambda s, e: s.append("Order-2", "Order", e, expected_version=0), id="another new stream", marks=ids_count_in_a_place
+        ),
+        pytest.param(
+            lambda s, e: s.append(ORDER, "Order", e, expected_version=4),
+            id="another place in the stream",
+            marks=ids_count_in_a_place,
+        ),
         pytest.param(lambda s, e: s.append(ORDER, "Order", [*e, paid()], expected_version=ANY), id="and one more"),
-        pytest.param(lambda s, e: s.append(ORDER, "Order", [paid(), *e], expected_version=ANY), id="one more before"),
+        pytest.param(
+            lambda s, e: s.append(ORDER, "Order", [paid(), *e], expected_version=ANY),
+            id="one more before",
+            marks=ids_count_in_a_place,
+        ),
         pytest.param(lambda s, e: s.append(ORDER, "Order", [e[0], paid()], expected_version=ANY), id="partly recorded"),
         pytest.param(lambda s, e: s.append(ORDER, "Order", [e[1], e[0]], expected_version=ANY), id="another order"),
         pytest.param(lambda s, e: s.append(ORDER, "Order", [e[0], e[2]], expected_version=ANY), id="with a gap"),
@@ -483,6 +497,7 @@ async def test_events_are_not_taken_from_an_iterator(store: EventStore, backend:
 # Sharing
 
 
+@ids_count_in_a_place
 async def test_neighbours_in_a_round_trip_do_not_harm_each_other(store: EventStore) -> None:
     await store.append("Order-stale", "Order", [placed()], expected_version=0)
     known = placed()
@@ -512,6 +527,7 @@ async def test_a_chain_of_appends_called_at_once_is_kept_in_order(store: EventSt
     assert [each[0].version for each in outcomes] == list(range(1, 601))
 
 
+@pytest.mark.cannot_hold("kurrent", reason="the server keeps no schemas: each program declares its own")
 async def test_types_registered_by_another_process_are_found(store: EventStore, backend: Backend) -> None:
     returned = EventType.from_schema(record("OrderReturned", ("reason", "string")))
     late = Event(event_type="OrderReturned", data={"reason": "too large"})

@@ -60,7 +60,7 @@ async def test_users_and_certificates(pool: asyncpg.Pool, tmp_path: Path) -> Non
         place = f"127.0.0.1:{port}?tlsCaFile={certificate}"
         async with client(f"esdb://admin:changeit@{place}") as store:
             [recorded] = await store.append("Order-1", "Order", [placed()], NO_STREAM)
-        async with client(f"kdb+discover://ann:look@{place}") as store:
+        async with client(f"kdb+discover://eve:peep@{place}") as store:
             assert await store.read_stream("Order-1") == [recorded]
             with pytest.raises(SettingsError, match="may only read"):
                 await store.append("Order-1", "Order", [paid()], 1)

@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from random import uniform
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -22,8 +21,8 @@ __all__ = ["Appender", "with_place"]
 
 logger = logging.getLogger(__name__)
 
-_JITTER_S: Final = 0.005
-_MOST_JITTER_S: Final = 0.2
+_JITTER_S: Final = 0.002
+_MOST_JITTER_S: Final = 0.05
 
 _REFUSED: Final = frozenset({"ValidationError", "ItemCollectionSizeLimitExceeded"})
 
@@ -117,12 +116,14 @@ class Appender:
     async def _attempt(self, batch: list[AppendRequest]) -> None:
         """Try until each request has its outcomes: by a transaction that was done, or by what is recorded."""
         backoff = Backoff(give_up_after_s=self._retry_s)
-        jitter_s = _JITTER_S
+        contended = Backoff(first_s=_JITTER_S, most_s=_MOST_JITTER_S, give_up_after_s=self._retry_s)
         examined: set[int] = set()
+        versions: dict[str, int] | None = None  # read again only when they were in the way: who reads first comes too late
         while True:
             try:
+                if versions is None:
+                    versions = await self._versions(batch)
                 head = self._head or head_of(await self._table.get(LOG_HEAD))
-                versions = await self._versions(batch)
                 examined |= {
                     number for number, request in enumerate(batch) if request.condition or _needs_stream(request, versions)
                 }
@@ -142,19 +143,19 @@ class Appender:
                 if refused := {reason.code for reason in reasons.reasons} & _REFUSED:
                     raise EventspineError(f"DynamoDB refused the transaction: {', '.join(sorted(refused))}") from reasons
                 examined, newer = blamed(planned.owners, reasons.reasons)
-                if newer is not None:
-                    self._head = newer
-                    continue
+                self._head = newer or self._head
                 if examined:
+                    versions = None
                     continue
-                # Another transaction was under way, or DynamoDB throttles.
-                await asyncio.sleep(uniform(0, jitter_s))  # noqa: S311 - jitter is no secret
-                jitter_s = min(2 * jitter_s, _MOST_JITTER_S)
-                self._head = None
+                if newer is not None and not contended.failing:
+                    contended.next_delay_s()  # once at once: most often it was one append
+                    continue
+                await wait_or_raise(contended, Unavailable(f"other transactions are always quicker: {reasons}"))
+                self._head = newer
             except Unavailable as error:
                 if not backoff.failing:
                     logger.warning("append waits for DynamoDB: %s", error, extra={"appends": len(batch)})
-                self._head = None
+                self._head = versions = None
                 await wait_or_raise(backoff, error)
 
     async def _transact(self, planned: Plan, backoff: Backoff) -> Cancelled | None:

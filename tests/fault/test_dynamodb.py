@@ -204,7 +204,7 @@ async def test_writers_that_are_killed_in_mid_append_leave_no_gap(table: Table, 
         transactions = count()
 
         def strike(operation: str, _: Any) -> Fault:
-            if operation == "TransactWriteItems" and next(transactions) == 30:
+            if operation == "TransactWriteItems" and next(transactions) == 12:
                 os.kill(writers["victim"].pid, signal.SIGKILL)
                 return moment
             return PASS

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from uuid import UUID
 
-import msgspec
 from grpc import StatusCode
 
 from ...schemas import Unavailable
@@ -20,8 +19,7 @@ from ..postgres import PostgresEventStore
 from .events import lifted_ids
 from .faults import Fault
 from .group_settings import ALL, GroupSettings
-from .leases import RENEW_S, Claim, Leases
-from .reading import Filter, Item, Page, Reader
+from .reading import Item, Page, Reader
 from .tail import Tail
 
 __all__ = ["Group", "Message", "Subscriber"]
@@ -32,10 +30,8 @@ _SQL = "eventspine.store.kurrent"
 _SAVE_PLACE = load_sql(_SQL, "sql/save_group_place")
 _PARK = load_sql(_SQL, "sql/park_event")
 _UNPARK = load_sql(_SQL, "sql/unpark_events")
-_TO_REPLAY = load_sql(_SQL, "sql/to_replay")
 _TICK_S = 1.0
 _MAX_BUFFER = 1000
-_MAX_REPLAYED = 500  # are given out again before more are read
 
 
 class Message:
@@ -83,21 +79,18 @@ class Group:
     """
 
     def __init__(
-        self, store: PostgresEventStore, reader: Reader, tail: Tail, leases: Leases, source: str, name: str, claim: Claim
+        self, store: PostgresEventStore, reader: Reader, tail: Tail, source: str, name: str, settings: GroupSettings, place: int
     ) -> None:
-        self._store, self._reader, self._tail, self._leases = store, reader, tail, leases
-        self.source, self.name, self.claim = source, name, claim
-        self.settings = msgspec.json.decode(claim.settings, type=GroupSettings)
+        self._store, self._reader, self._tail = store, reader, tail
+        self.source, self.name, self.settings = source, name, settings
         self.subscribers: list[Subscriber] = []
-        self.saved = self._read_to = claim.place
+        self.saved = self._read_to = place
         self._pending: dict[int, Message] = {}  # by place, rising: what is read and not dealt with
         self._waiting: deque[Message] = deque()
         self._retrying: deque[Message] = deque()
         self._to_park: list[tuple[Message, str]] = []
         self._to_unpark: list[int] = []
         self._replaying: set[int] = set()
-        self._look_for_replays = False
-        self._claimed_at = 0.0
         self._acknowledged = 0
         self._saved_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -110,7 +103,6 @@ class Group:
         """Add a consumer that takes so many events at a time."""
         subscriber = Subscriber(size)
         self.subscribers.append(subscriber)
-        self._look_for_replays = True
         self._wake.set()
         if self._working is None or self._working.done():
             self._begin()
@@ -156,9 +148,12 @@ class Group:
                 self._to_park.append((message, reason))
         self._wake.set()
 
-    def replay(self) -> None:
-        """Look for parked events that are to be given out again, before all others."""
-        self._look_for_replays = True
+    def replay(self, messages: Iterable[Message]) -> None:
+        """Give parked events out again, before all others."""
+        for message in messages:
+            if message.place not in self._replaying:
+                self._replaying.add(message.place)
+                self._retrying.append(message)
         self._wake.set()
 
     def drop(self, fault: Fault) -> None:
@@ -196,10 +191,8 @@ class Group:
         try:
             while self.subscribers:
                 self._wake.clear()
-                await self._renew()
                 self._expire(time.monotonic())
                 await self._write_down()
-                await self._read_replays()
                 self._give_out()
                 seen = self._tail.position
                 if not await self._read_more():
@@ -214,49 +207,8 @@ class Group:
         finally:
             with suppress(Unavailable):
                 await self._write_down(always=True)
-                async with self._leases.turn:
-                    if not self.subscribers:
-                        await self._leases.release(self.source, self.name)
             if self.subscribers:  # one that joined while the last place was written: it found this task at work
                 self._begin()
-
-    async def _renew(self) -> None:
-        """Keep the lease.
-
-        Raises:
-            Fault: another door has it, or the group was changed or deleted at another one.
-        """
-        if time.monotonic() - self._claimed_at < RENEW_S:
-            return
-        claim = await self._leases.claim(self.source, self.name)
-        if claim is None or claim.claims != self.claim.claims or claim.settings != self.claim.settings:
-            raise Fault(
-                StatusCode.UNAVAILABLE, "the persistent subscription was changed, or another door serves it now; connect again"
-            )
-        self._claimed_at, self._look_for_replays = time.monotonic(), True
-
-    async def _read_replays(self) -> None:
-        if not self._look_for_replays or len(self._replaying) >= _MAX_REPLAYED:
-            return
-        self._look_for_replays = False
-        async with translated():
-            known = list(self._replaying)
-            rows = await self._store.pool.fetch(_TO_REPLAY, self.source, self.name, known, _MAX_REPLAYED - len(known))
-        for place in [row["place"] for row in rows]:
-            item = await self._item(place)
-            if item is None or item.event is None:
-                self._to_unpark.append(place)  # it is no more: nobody needs it
-                continue
-            self._replaying.add(place)
-            self._retrying.append(Message(item, place, replayed=True))
-
-    async def _item(self, place: int) -> Item | None:
-        resolve = self.settings.resolve_links
-        if self.source == ALL:
-            page = await self._reader.all_page(place - 1, place, resolve=resolve, wanted=Filter())
-        else:
-            page = await self._reader.stream_page(self.source, place, place, resolve=resolve)
-        return page.items[0] if page.items else None
 
     async def _wait(self, seen: int) -> None:
         waiting = [asyncio.ensure_future(self._wake.wait()), asyncio.ensure_future(self._tail.beyond(seen))]

@@ -17,10 +17,9 @@ from .events import id_of, record_of
 from .faults import Fault, bad_request
 from .group_settings import ALL, GroupSettings, settings_of
 from .groups import Group, Message, Subscriber
-from .leases import Leases
 from .messages import message_class
 from .names import stream_id_of
-from .reading import Reader
+from .reading import Filter, Item, Reader
 from .requests import name_of, parsed
 from .tail import Tail
 
@@ -31,7 +30,7 @@ _CREATE = load_sql(_SQL, "sql/create_group")
 _UPDATE = load_sql(_SQL, "sql/update_group")
 _DELETE = load_sql(_SQL, "sql/delete_group")
 _LOAD = load_sql(_SQL, "sql/load_groups")
-_REPLAY = load_sql(_SQL, "sql/replay_parked")
+_PARKED = load_sql(_SQL, "sql/parked_places")
 
 _GroupRequest = message_class("GroupRequest")
 _GroupDelete = message_class("GroupDelete")
@@ -52,8 +51,8 @@ class PersistentService:
 
     name = "event_store.client.persistent_subscriptions.PersistentSubscriptions"
 
-    def __init__(self, store: PostgresEventStore, reader: Reader, tail: Tail, leases: Leases, access: Access) -> None:
-        self._access, self._leases = access, leases
+    def __init__(self, store: PostgresEventStore, reader: Reader, tail: Tail, access: Access) -> None:
+        self._access = access
         self._store, self._reader, self._tail = store, reader, tail
         self._groups: dict[tuple[str, str], Group] = {}
 
@@ -124,14 +123,17 @@ class PersistentService:
         await self._access.check_admin(call)
         options = parsed(_GroupReplay, content).options
         source = _source(options, "stream_option")
-        await self._load(source, options.group_name)
-        group = self._groups.get((source, options.group_name))
-        if group is not None:
-            await group.write_down()  # what a consumer parked before it asked is among what is replayed
+        row = await self._load(source, options.group_name)
+        group = self._group(row)
+        await group.write_down()  # what a consumer parked before it asked is among what is replayed
         limit = options.stop_at if options.WhichOneof("stop_at_option") == "stop_at" and options.stop_at > 0 else _MAX_REPLAYED
-        await self._value(_REPLAY, source, options.group_name, min(limit, _MAX_REPLAYED))
-        if group is not None:
-            group.replay()
+        places = [each["place"] for each in await self._rows(_PARKED, source, options.group_name, min(limit, _MAX_REPLAYED))]
+        messages = []
+        for place in places:
+            item = await self._item(source, place, group.settings)
+            if item is not None and item.event is not None:
+                messages.append(Message(item, place, replayed=True))
+        group.replay(messages)
         return b""
 
     async def restart(self, content: bytes, call: Call) -> bytes:
@@ -148,8 +150,11 @@ class PersistentService:
         options = first.options
         source = _source(options, "stream_option")
         await self._access.check(call, source, "$r")
+        group = self._group(await self._load(source, options.group_name))
+        if group.settings.max_subscribers and len(group.subscribers) >= group.settings.max_subscribers:
+            raise _too_many(source, options.group_name)
         structured = options.uuid_option.WhichOneof("content") != "string"
-        group, subscriber = await self._join(source, options.group_name, max(options.buffer_size, 1))
+        subscriber = group.join(max(options.buffer_size, 1))
         answering = asyncio.create_task(_take_answers(requests, group, subscriber))
         try:
             identifier = f"{source}::{options.group_name}"
@@ -167,30 +172,26 @@ class PersistentService:
             await asyncio.gather(answering, return_exceptions=True)
             await group.at_rest()
 
-    async def _join(self, source: str, name: str, size: int) -> tuple[Group, Subscriber]:
-        """Claim a group for this door, and add a consumer.
-
-        Raises:
-            Fault: another door serves the group, it has as many consumers as it may have, or there is none.
-        """
-        async with self._leases.turn:
-            claim = await self._leases.claim(source, name)
-            if claim is None:
-                raise _elsewhere(source, name, (await self._load(source, name))["address"])
-            group = self._groups.get((source, name))
-            if group is None or (group.claim.claims, group.claim.settings) != (claim.claims, claim.settings):
-                self._drop(source, name)  # what it remembers is from before another door served it
-                group = self._groups[source, name] = Group(
-                    self._store, self._reader, self._tail, self._leases, source, name, claim
-                )
-            if group.settings.max_subscribers and len(group.subscribers) >= group.settings.max_subscribers:
-                raise _too_many(source, name)
-            return group, group.join(size)
+    def _group(self, row: Any) -> Group:
+        key = (row["source"], row["group_name"])
+        group = self._groups.get(key)
+        if group is None:
+            settings = msgspec.json.decode(row["settings"], type=GroupSettings)
+            group = Group(self._store, self._reader, self._tail, *key, settings, row["place"])
+            self._groups[key] = group
+        return group
 
     def _drop(self, source: str, name: str) -> None:
         group = self._groups.pop((source, name), None)
         if group is not None:
             group.drop(_dropped(source, name))
+
+    async def _item(self, source: str, place: int, settings: GroupSettings) -> Item | None:
+        if source == ALL:
+            page = await self._reader.all_page(place - 1, place, resolve=settings.resolve_links, wanted=Filter())
+        else:
+            page = await self._reader.stream_page(source, place, place, resolve=settings.resolve_links)
+        return page.items[0] if page.items else None
 
     def _described(self, row: Any) -> Any:
         source, name = row["source"], row["group_name"]
@@ -300,11 +301,6 @@ def _exists(source: str, name: str) -> Fault:
 def _not_found(source: str, name: str) -> Fault:
     text = f"Subscription group {name} on stream {source} does not exist."
     return Fault(StatusCode.NOT_FOUND, text, _trailers("persistent-subscription-does-not-exist", source, name))
-
-
-def _elsewhere(source: str, name: str, address: str) -> Fault:
-    text = f"Subscription group {name} on stream {source} is served at {address}, which all its consumers connect to."
-    return Fault(StatusCode.UNAVAILABLE, text)
 
 
 def _too_many(source: str, name: str) -> Fault:

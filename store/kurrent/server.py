@@ -15,7 +15,6 @@ from .access import Access
 from .appends import Appends
 from .calls import Method
 from .gossip import FeaturesService, GossipService
-from .leases import Leases
 from .login import Login
 from .persistent import PersistentService
 from .reading import Reader
@@ -90,12 +89,10 @@ class KurrentServer:
         reader = Reader(self._store, rules)
         access = Access(rules, self._users, self._admins)
         appends = Appends(self._store, rules, max_append_bytes=self._max_append_bytes)
-        told_host, told_port = self._advertise or (host, bound)
-        leases = Leases(self._store, f"{told_host}:{told_port}")
         services: Sequence[Any] = [
             StreamsService(reader, appends, tail, access),
-            PersistentService(self._store, reader, tail, leases, access),
-            GossipService(told_host, told_port),
+            PersistentService(self._store, reader, tail, access),
+            GossipService(*(self._advertise or (host, bound))),
             FeaturesService(),
             SessionsService(appends, access),
         ]

@@ -289,10 +289,6 @@ CREATE TABLE kurrent_groups (
     group_name text   NOT NULL,
     settings   jsonb  NOT NULL,
     place      bigint NOT NULL,                 -- all up to here is dealt with: a version of the stream, or a position of the log
-    door         uuid,                          -- the process that serves its consumers, or did last
-    address      text        NOT NULL DEFAULT '',  -- where that listens
-    claims       bigint      NOT NULL DEFAULT 0,   -- how often another door took over
-    leased_until timestamptz NOT NULL DEFAULT '-infinity',
     CONSTRAINT kurrent_groups_pkey PRIMARY KEY (source, group_name)
 );
 
@@ -302,7 +298,6 @@ CREATE TABLE kurrent_parked (
     place      bigint      NOT NULL,
     reason     text        NOT NULL,
     parked_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    replay     boolean     NOT NULL DEFAULT false, -- to be given out again
     CONSTRAINT kurrent_parked_pkey PRIMARY KEY (source, group_name, place),
     CONSTRAINT kurrent_parked_group_fkey FOREIGN KEY (source, group_name) REFERENCES kurrent_groups (source, group_name) ON DELETE CASCADE
 );

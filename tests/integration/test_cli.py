@@ -42,7 +42,7 @@ async def run(*arguments: str, dsn: str = "", folder: Path, code: int = 0, outpu
 
 async def test_from_an_empty_database_to_an_event(empty_database: str, tmp_path: Path) -> None:
     assert "run `eventspine migrate`" in await run("schema", "list", dsn=empty_database, folder=tmp_path, code=2)
-    assert await run("migrate", dsn=empty_database, folder=tmp_path) == "migrated to version 8\n"
+    assert await run("migrate", dsn=empty_database, folder=tmp_path) == "migrated to version 7\n"
     assert await run("migrate", dsn=empty_database, folder=tmp_path) == "nothing to do\n"
     (tmp_path / "OrderPlaced.avsc").write_text(ORDER_PLACED.definition)
     said = await run("schema", "register", "OrderPlaced.avsc", dsn=empty_database, folder=tmp_path)

@@ -4,4 +4,4 @@ INSERT INTO kurrent_parked (source, group_name, place, reason)
 SELECT g.source, g.group_name, o.place, o.reason
   FROM kurrent_groups g, unnest($3::bigint[], $4::text[]) AS o (place, reason)
  WHERE g.source = $1 AND g.group_name = $2
-ON CONFLICT ON CONSTRAINT kurrent_parked_pkey DO UPDATE SET reason = excluded.reason, parked_at = clock_timestamp(), replay = false
+ON CONFLICT ON CONSTRAINT kurrent_parked_pkey DO UPDATE SET reason = excluded.reason, parked_at = clock_timestamp()

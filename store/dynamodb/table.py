@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -88,11 +88,15 @@ async def open_table(dsn: str, *, max_connections: int = 50, timeout_s: float = 
     config = AioConfig(  # tried again by us: a transaction again under its token, an append only while its caller waits
         retries={"total_max_attempts": 1}, connect_timeout=timeout_s, read_timeout=timeout_s, max_pool_connections=max_connections
     )
-    with translated():
-        made = get_session().create_client(
-            "dynamodb", region_name=address.region or None, endpoint_url=address.endpoint or None, config=config
-        )
-    async with made as client:
+    async with AsyncExitStack() as opened:
+        try:
+            with translated():
+                made = get_session().create_client(
+                    "dynamodb", region_name=address.region or None, endpoint_url=address.endpoint or None, config=config
+                )
+                client = await opened.enter_async_context(made)
+        except ValueError as error:
+            raise SettingsError(f"{dsn!r}: {error}; use an endpoint like http://127.0.0.1:8000") from error
         yield Table(client, address.name)
 
 

@@ -145,4 +145,6 @@ async def test_there_and_back_by_commands(
     assert await check_log(other) == len(events)
     assert await PostgresEventStore(other).read_all(limit=len(events)) == events
     assert "not the beginning of this log" in await asyncio.to_thread(copy, database, table, 1)
+    assert "set AWS_ACCESS_KEY_ID" in await asyncio.to_thread(copy, database, "dynamodb://events", 2)
+    assert "use an endpoint like" in await asyncio.to_thread(copy, database, "dynamodb://events?region=x&endpoint=y", 2)
     assert "names no DynamoDB table" in await asyncio.to_thread(copy, database, "dynamodb://", 2)

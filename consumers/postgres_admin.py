@@ -70,7 +70,13 @@ class PostgresProjectionAdmin:
         return sorted({row["stream_id"] for row in rows})
 
     async def reset(self, projection: Projection) -> int:
-        """Empty a projection's tables and forget how far it was; return in how many partitions. It begins anew at once."""
+        """Empty a projection's tables and forget how far it was; return in how many partitions. It begins anew at once.
+
+        Raises:
+            SettingsError: the pool has one connection only.
+        """
+        if self._pool.get_max_size() < 2:
+            raise SettingsError("a reset needs a pool of two connections: one to hold consumers up, one to fence them")
         async with translated(), self._pool.acquire() as connection, connection.transaction():
             async with self._pool.acquire() as apart:
                 await stop_consumers(connection, apart, projection.name)

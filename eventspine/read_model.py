@@ -76,7 +76,7 @@ async def open_admin(dsn: str, *, prepare: bool = True) -> AsyncIterator[Project
                 await admin.prepare()
             yield admin
     else:
-        async with open_pool(dsn, max_connections=1) as pool:
+        async with open_pool(dsn, max_connections=2) as pool:
             admin = PostgresProjectionAdmin(pool)
             if prepare:
                 await admin.prepare()

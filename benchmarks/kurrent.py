@@ -2,6 +2,8 @@
 
     .venv/bin/python -m benchmarks.kurrent [--events 20000] [--profile]
 
+`benchmarks/run kurrent` does it several times, without the profile.
+
 The client is a process of its own, with raw gRPC and no client library: what is measured is the door.
 """
 
@@ -12,6 +14,7 @@ import asyncio
 import cProfile
 import json
 import multiprocessing
+import os
 import pstats
 import tempfile
 import time
@@ -24,6 +27,7 @@ from uuid import uuid4
 import asyncpg
 import grpc
 
+from benchmarks.bench import Figure, say
 from eventspine import Event, PostgresEventStore, migrate
 from eventspine.local.postgres import PostgresService
 from eventspine.schemas import OPAQUE, Opaque
@@ -83,7 +87,22 @@ async def _native(store: PostgresEventStore, events: int) -> tuple[float, float]
     return appends, position / (time.perf_counter() - began)
 
 
-async def main(events: int, profile: bool, folder: Path) -> None:
+async def measure_kurrent(runs: int, scale: float) -> list[Figure]:
+    """Measure; `scale` 1 is 20,000 events a run."""
+    appends = Figure("append through the door, 64 at once", "events/s", "the native API", limit=3_000)
+    reads = Figure("read `$all` through the door", "events/s", "the native API, decoded", limit=25_000)
+    for run in range(1, runs + 1):
+        say(f"kurrent, run {run} of {runs}")
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)  # noqa: PTH101 - Postgres runs as another user
+            for figure, ours, native in zip((appends, reads), *await measure(int(20_000 * scale), Path(folder)), strict=True):
+                figure.ours.append(ours)
+                figure.rival.append(native)
+    return [appends, reads]
+
+
+async def measure(events: int, folder: Path, *, profile: bool = False) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return appends/s and reads/s, through the door and native."""
     postgres = PostgresService(folder / "postgres")
     postgres.start(None, lambda _: None)
     try:
@@ -107,14 +126,19 @@ async def main(events: int, profile: bool, folder: Path) -> None:
                     profiler.disable()
                 process.join()
             await store.register([OPAQUE])
-            native_appends, native_reads = await _native(store, events)
+            native = await _native(store, events)
     finally:
         postgres.stop()
+    if profiler:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    return (appends, reads), native
+
+
+async def main(events: int, profile: bool, folder: Path) -> None:
+    (appends, reads), (native_appends, native_reads) = await measure(events, folder, profile=profile)
     print(f"{'':<24}{'through the door':>18}{'native':>12}")
     print(f"{'appends/s, 64 at once':<24}{appends:>18,.0f}{native_appends:>12,.0f}")
     print(f"{'read $all, events/s':<24}{reads:>18,.0f}{native_reads:>12,.0f}")
-    if profiler:
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 
 if __name__ == "__main__":

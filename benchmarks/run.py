@@ -1,9 +1,9 @@
-"""`benchmarks/run [store] [pipeline] [relay] [consume] [codec] [--runs N] [--events N] [--quick] [--no-write]`: measure, and
-write RESULTS.md.
+"""`benchmarks/run [SECTION …] [--runs N] [--events N] [--quick] [--no-write]`: measure, and write RESULTS.md.
 
 `store` measures appends and reads, on Postgres alone, beside other stores; `pipeline` measures relay, projections and latency, on
 Postgres and Kafka; `relay` measures the relay beside Debezium, a bare pump and a naive relay; `consume` measures consumers beside
-the JDBC sink, FastStream, Quix Streams and a naive loop; `codec` measures Avro beside other libraries. Without a name, all. Each
+the JDBC sink, FastStream, Quix Streams and a naive loop; `codec` measures Avro beside other libraries; `kurrent` measures the
+EventStoreDB door beside the native API; `dynamodb` the store on DynamoDB Local beside writes by hand. Without a name, all. Each
 has its own part of RESULTS.md, and leaves the others' as they are.
 """
 
@@ -22,6 +22,8 @@ from pathlib import Path
 from benchmarks.bench import Figure, Rows, Totals, say
 from benchmarks.codec import measure_codec
 from benchmarks.consume import EVENTS, measure_consume_section
+from benchmarks.dynamodb import measure_dynamodb
+from benchmarks.kurrent import measure_kurrent
 from benchmarks.latency import measure_latency
 from benchmarks.relay import measure_relay_section
 from benchmarks.store import measure_store
@@ -29,7 +31,7 @@ from benchmarks.throughput import measure_projection, measure_relay
 from eventspine.local import Endpoints, LocalStack
 
 _RESULTS = Path(__file__).parent / "RESULTS.md"
-_SECTIONS = ("store", "pipeline", "relay", "consume", "codec")
+_SECTIONS = ("store", "pipeline", "relay", "consume", "codec", "kurrent", "dynamodb")
 _ON_KAFKA = {
     "pipeline": ["Kafka 4.4.0"],
     "relay": ["Kafka 4.4.0", "Kafka Connect 4.3.1", "Debezium 3.6.0"],
@@ -132,6 +134,10 @@ def main() -> None:
                 elif section == "codec":
                     stack.postgres.start(on_progress=say)
                     figures = measure_codec(stack.postgres.endpoint, options.runs, scale)
+                elif section == "kurrent":
+                    figures = asyncio.run(measure_kurrent(options.runs, scale))
+                elif section == "dynamodb":
+                    figures = asyncio.run(measure_dynamodb(options.runs, scale))
                 elif section == "relay":
                     stack.up(on_progress=say)
                     relay = asyncio.run(measure_relay_section(stack, options.runs, scale))

@@ -132,7 +132,7 @@ async def _measure(service: DynamoDBService, events: int) -> list[tuple[float, f
         scan = seen / (time.perf_counter() - began)
         theirs.units["write"] = 0.0
 
-        attributes = {
+        attributes: dict[str, Any] = {
             name: {"B": value} if isinstance(value, bytes) else {"N" if isinstance(value, int) else "S": str(value)}
             for name, value in plain.items()
         }

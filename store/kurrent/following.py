@@ -62,7 +62,9 @@ async def follow_all(
     if after is None:
         for item in await reader.first(wanted):
             yield item
-    place = 0 if after is None else after if after >= 0 else await reader.end()
+    end = await reader.end()
+    await tail.beyond(end - 1)  # what is recorded already comes before the mark that says so
+    place = 0 if after is None else after if after >= 0 else end
     begun, live = place, False
     while True:
         end = tail.position

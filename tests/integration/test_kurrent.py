@@ -22,7 +22,11 @@ from eventspine import Event, EventType, PostgresEventStore, PostgresSink, Proje
 from eventspine.consumers import Consumer
 from eventspine.relay.topics import TopicSettings
 from eventspine.store.kurrent import KurrentServer
+from eventspine.store.kurrent.following import Mark, follow_all
 from eventspine.store.kurrent.messages import message_class
+from eventspine.store.kurrent.reading import Item, Reader
+from eventspine.store.kurrent.rules import Rules
+from eventspine.store.kurrent.tail import Tail
 from tests.certificates import Authority
 from tests.event_types import placed, record
 from tests.jvm import run_java
@@ -154,6 +158,20 @@ async def test_events_of_the_store_are_read_through_the_door(store: PostgresEven
     assert UUID(seen.id.string) == recorded.event_id
     assert json.loads(seen.data)["total_cents"] == 7
     assert (seen.stream_revision, seen.commit_position) == (0, 1)
+
+
+async def test_what_is_recorded_comes_before_the_mark_that_a_subscription_caught_up(store: PostgresEventStore) -> None:
+    """Also where the door has not heard of it yet."""
+    tail, reader = Tail(store, rules := Rules()), Reader(store, rules)
+    await store.append("Order-1", "Order", [placed()], 0)
+    following = follow_all(reader, tail, 0, resolve=False)
+
+    async def first() -> Item | Mark:
+        return await anext(following)
+
+    given = asyncio.create_task(first())
+    async with tail.running():
+        assert isinstance(await given, Item)
 
 
 class Notes(Projection):

@@ -37,6 +37,7 @@ from .faults import expected_code
 from .kept import Slots, patiently
 from .matching import matches
 from .messages import message_class
+from .read_back import ReadBack
 from .subscription import KurrentSubscription
 
 __all__ = ["KurrentEventStore"]
@@ -70,6 +71,7 @@ class KurrentEventStore:
         self._codec = Codec()
         self._pinned: dict[tuple[str, int], PinnedType] = {}
         self._batches = Batches(connection)
+        self._read_back = ReadBack(connection)
         self._slots = Slots(connection, self._batches, retry_s=retry_s)
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._pin([OPAQUE])
@@ -80,6 +82,7 @@ class KurrentEventStore:
 
     async def __aexit__(self, *_: object) -> None:
         await self._batches.aclose()
+        await self._read_back.aclose()
 
     async def register(self, event_types: Sequence[EventType], upcasters: Sequence[Upcaster] = ()) -> None:
         """Declare event types, for this store object alone: the server knows none.
@@ -349,6 +352,10 @@ class KurrentEventStore:
         request = stream_request(part.stream_id, first - 1, backwards=False, limit=len(part.encoded))
 
         async def collect() -> list[Seen]:
+            if len(part.encoded) == 1 and appended.position:  # of more, the protocol does not say where the first one is
+                seen = await self._read_back.at(appended.position)
+                if seen is not None and (seen.name, seen.revision + 1) == (part.stream_id, first):
+                    return [seen]
             return [each async for each in read_seen(self._connection, request)]
 
         written = {seen.revision + 1: seen for seen in await patiently(collect, self._retry_s)}

@@ -95,12 +95,12 @@ async def test_nothing_is_lost_doubled_or_skipped_whatever_fails(table: Table, s
     acked: list[Event] = []
 
     async def write(number: int) -> None:
-        for n in range(8):
+        for n in range(5):
             events = [paid(n) for _ in range(1 + n % 3)]
             acked.extend(await stores[number % 3].append(f"Order-{number % 5}", "Order", events, ANY))
 
     async def follow() -> list[Event]:
-        return [await anext(follower) for _ in range(9 * 15)]
+        return [await anext(follower) for _ in range(9 * 9)]
 
     async with asyncio.timeout(60):
         seen, *_ = await asyncio.gather(follow(), *(write(number) for number in range(9)))

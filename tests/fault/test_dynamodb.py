@@ -21,6 +21,7 @@ from eventspine.store.dynamodb.create import create_table
 from tests.dynamodb import DynamoDBService
 from tests.event_types import EVENT_TYPES, paid, placed
 from tests.fault.dynamodb_proxy import BREAK_AFTER, BREAK_BEFORE, PASS, DynamoDBProxy, Fault, conflict, refusal
+from tests.waiting import wait_for
 
 
 class Table:
@@ -193,14 +194,16 @@ async def test_writers_that_are_killed_in_mid_append_leave_no_gap(table: Table, 
     """kill -9 of one of three at a transaction that has not reached the server, or whose answer has not come back."""
     victim = DynamoDBProxy(table.proxy._server_port)
     async with victim.running():
-        await (await table.open()).last_position()
-        ports = {"victim": victim.port, "a": table.proxy.port, "b": table.proxy.port}
-        writers = {
-            name: await asyncio.create_subprocess_exec(
+        store = await table.open()
+
+        async def start(name: str, port: int) -> asyncio.subprocess.Process:
+            return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.fault.dynamodb_writer", table.dsn(port), name, stdout=asyncio.subprocess.PIPE
             )
-            for name, port in ports.items()
-        }
+
+        writers = {"victim": await start("victim", victim.port)}
+        await wait_for(store.last_position)  # it has had its turn before the others come
+        writers |= {name: await start(name, table.proxy.port) for name in ("a", "b")}
         transactions = count()
 
         def strike(operation: str, _: Any) -> Fault:

@@ -1,10 +1,8 @@
-"""The append queue: concurrent appends share transactions, which are tried again until each append has an outcome."""
+"""Appends to DynamoDB: they share transactions, which are tried again until each append has an outcome."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -12,7 +10,8 @@ from uuid import UUID, uuid4
 
 from ...schemas import EventspineError, Unavailable
 from ...schemas.retry import Backoff, wait_or_raise
-from ..postgres.batch import AppendRequest, EncodedEvent, Outcome
+from ..append_queue import AppendQueue
+from ..batch import AppendRequest, EncodedEvent, Outcome
 from .layout import LOG_HEAD, LogHead, event_key, head_key, id_key
 from .table import Cancelled, Item, Table
 from .writing import Plan, blamed, decide, expects_version, head_of, plan, take
@@ -27,12 +26,18 @@ _MOST_JITTER_S: Final = 0.05
 _REFUSED: Final = frozenset({"ValidationError", "ItemCollectionSizeLimitExceeded"})
 
 
+class _Contended(Unavailable):
+    """Others were always quicker."""
+
+
 class Appender:
-    """Sends appends in transactions: the first goes at once, those that arrive while it is under way go together in the next.
+    """Sends appends to DynamoDB in transactions, by an `AppendQueue`.
 
     One transaction is under way at a time: all of them write the log's head, so two would only stand in each other's way.
-
     What a crash or a lost answer leaves unknown is found out by the events' ids: each is an item that can be put only once.
+
+    `same` tells whether an event is recorded as it is given, `unmet` where the first event stands that a condition forbids
+    (0: nowhere).
     """
 
     def __init__(
@@ -43,120 +48,79 @@ class Appender:
         retry_s: float,
         same: Callable[[Item, EncodedEvent], bool],
         unmet: Callable[[AppendRequest, LogHead], Awaitable[int]],
+        on_appended: Callable[[], None],
     ) -> None:
         self._table = table
-        self._max_waiting_bytes = max_waiting_bytes
         self._retry_s = retry_s
         self._same = same
         self._unmet = unmet
+        self._on_appended = on_appended
         self._head: LogHead | None = None  # as it was last seen; the transaction finds out whether it still is
-        self._waiting: deque[AppendRequest] = deque()
-        self._held_bytes = 0
-        self._room = asyncio.Condition()
-        self._sender: asyncio.Task[None] | None = None
-        self.on_appended: Callable[[], None] = lambda: None
+        self._queue = AppendQueue(take, self._record, max_waiting_bytes=max_waiting_bytes)
+        self.send = self._queue.send
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the requests that wait or are under way."""
-        return self._held_bytes
+        return self._queue.held_bytes
 
-    async def send(self, request: AppendRequest) -> Sequence[Outcome]:
-        """Send a request with the next transaction, and return its outcomes, one for each part. Waits while the queue is full.
+    async def _record(self, batch: list[AppendRequest]) -> list[Outcome]:
+        """Try until each request has its outcomes: by a transaction that was done, or by what is recorded.
 
         Raises:
-            Unavailable: DynamoDB was away for `retry_s` seconds.
-            EventspineError: DynamoDB refuses the request.
+            Unavailable: DynamoDB was away, or others were always quicker, for `retry_s` seconds.
+            EventspineError: DynamoDB refuses the transaction.
         """
-        async with self._room:
-            await self._room.wait_for(lambda: self._held_bytes < self._max_waiting_bytes)
-            self._held_bytes += request.bytes
-        request.done = asyncio.get_running_loop().create_future()
-        self._waiting.append(request)
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._work(), name="eventspine-append")
-        try:
-            return await request.done
-        finally:
-            self._held_bytes -= request.bytes
-            async with self._room:
-                self._room.notify_all()
-
-    async def _work(self) -> None:
-        """Send batch after batch until nobody waits. Every request taken gets its outcomes or an error."""
-        batch: list[AppendRequest] = []
-        try:
-            while self._waiting:
-                batch = take(self._waiting)
-                if batch:
-                    await self._settle(batch)
-        except asyncio.CancelledError:  # the loop is closing
-            for request in (*batch, *self._waiting):
-                if request.done is not None:
-                    request.done.cancel()
-            raise
-        finally:
-            self._sender = None
-            if self._waiting and not asyncio.get_running_loop().is_closed():
-                self._sender = asyncio.create_task(self._work(), name="eventspine-append")
-
-    async def _settle(self, batch: list[AppendRequest]) -> None:
-        """Give each request of a batch its outcomes, or the error that ends it."""
-        try:
-            await self._attempt(batch)
-        except Exception as error:
-            if len(batch) > 1 and not isinstance(error, Unavailable):
-                for request in batch:  # DynamoDB refuses something in it: alone, the others pass
-                    await self._settle([request])
-                return
-            for request in batch:
-                if request.done is not None and not request.done.done():
-                    request.done.set_exception(error)
-
-    async def _attempt(self, batch: list[AppendRequest]) -> None:
-        """Try until each request has its outcomes: by a transaction that was done, or by what is recorded."""
+        decided: dict[int, list[Outcome]] = {}
         backoff = Backoff(give_up_after_s=self._retry_s)
         contended = Backoff(first_s=_JITTER_S, most_s=_MOST_JITTER_S, give_up_after_s=self._retry_s)
         examined: set[int] = set()
         versions: dict[str, int] | None = None  # read again only when they were in the way: who reads first comes too late
-        while True:
+        while len(decided) < len(batch):
+            left = [number for number in range(len(batch)) if number not in decided]
+            requests = [batch[number] for number in left]
             try:
                 if versions is None:
-                    versions = await self._versions(batch)
+                    versions = await self._versions(requests)
                 head = self._head or head_of(await self._table.get(LOG_HEAD))
-                examined |= {
-                    number for number, request in enumerate(batch) if request.condition or _needs_stream(request, versions)
-                }
+                examined |= {each for each in left if batch[each].condition or _needs_stream(batch[each], versions)}
                 if examined:
-                    batch = await self._examine(batch, examined, head)
-                    examined = set()
-                    if not batch:
-                        return
-                    versions = await self._versions(batch)
-                planned = plan(batch, head, versions, now=datetime.now(UTC))
-                reasons = await self._transact(planned, backoff)
-                if reasons is None:
-                    for request, outcomes in zip(batch, planned.outcomes, strict=True):
-                        _give(request, outcomes)
-                    self.on_appended()
-                    return
-                if refused := {reason.code for reason in reasons.reasons} & _REFUSED:
-                    raise EventspineError(f"DynamoDB refused the transaction: {', '.join(sorted(refused))}") from reasons
-                examined, newer = blamed(planned.owners, reasons.reasons)
+                    found = {each: await self._examine(batch[each], head) for each in examined}
+                    examined, versions = set(), await self._versions(requests)
+                    settled = {each: outcomes for each, outcomes in found.items() if outcomes is not None}
+                    decided |= settled
+                    if settled:
+                        left = [number for number in left if number not in settled]
+                        requests = [batch[number] for number in left]
+                    if not left:
+                        break
+                planned = plan(requests, head, versions, now=datetime.now(UTC))
+                cancelled = await self._transact(planned, backoff)
+                if cancelled is None:
+                    decided |= dict(zip(left, planned.outcomes, strict=True))
+                    self._on_appended()
+                    break
+                if refused := {reason.code for reason in cancelled.reasons} & _REFUSED:
+                    raise EventspineError(f"DynamoDB refused the transaction: {', '.join(sorted(refused))}") from cancelled
+                blamed_ones, newer = blamed(planned.owners, cancelled.reasons)
                 self._head = newer or self._head
-                if examined:
-                    versions = None
-                    continue
-                if newer is not None and not contended.failing:
-                    contended.next_delay_s()  # once at once: most often it was one append
-                    continue
-                await wait_or_raise(contended, Unavailable(f"other transactions are always quicker: {reasons}"))
-                self._head = newer
+                if blamed_ones:
+                    if contended.next_delay_s() is None:
+                        raise _Contended(f"other appends to these streams are always quicker: {cancelled}")
+                    examined = {left[each] for each in blamed_ones}
+                elif newer is not None and not contended.failing:
+                    contended.next_delay_s()  # once without waiting: most often it was one append
+                else:
+                    await wait_or_raise(contended, _Contended(f"other transactions are always quicker: {cancelled}"))
+                    self._head = newer
+            except _Contended:  # it has been tried for long enough
+                raise
             except Unavailable as error:
                 if not backoff.failing:
                     logger.warning("append waits for DynamoDB: %s", error, extra={"appends": len(batch)})
                 self._head = versions = None
                 await wait_or_raise(backoff, error)
+        return [outcome for number in range(len(batch)) for outcome in decided[number]]
 
     async def _transact(self, planned: Plan, backoff: Backoff) -> Cancelled | None:
         """Do a transaction; sent again under its token while nobody knows whether it was done. Return why it was not, or None."""
@@ -184,23 +148,16 @@ class Appender:
         found = {item["PK"].partition("#")[2]: item["version"] for item in items}
         return {stream_id: found.get(stream_id, 0) for stream_id in streams}
 
-    async def _examine(self, batch: list[AppendRequest], numbers: set[int], head: LogHead) -> list[AppendRequest]:
-        """Give those of a batch their outcomes that will not be appended; return the others."""
-        left = []
-        for number, request in enumerate(batch):
-            if number in numbers:
-                ids = [each.event_id for part in request.parts for each in part.encoded]
-                versions = await self._versions_of([part.stream_id for part in request.parts])
-                outcomes = decide(request, versions, await self._recorded(ids), self._same)
-                if outcomes is None and request.condition is not None:
-                    position = await self._unmet(request, head)
-                    if position:
-                        outcomes = [Outcome("unmet", None, position, None) for _ in request.parts]
-                if outcomes is not None:
-                    _give(request, outcomes)
-                    continue
-            left.append(request)
-        return left
+    async def _examine(self, request: AppendRequest, head: LogHead) -> list[Outcome] | None:
+        """Return the outcomes of a request that is not to be appended, None if it is."""
+        ids = [each.event_id for part in request.parts for each in part.encoded]
+        versions = await self._versions_of([part.stream_id for part in request.parts])
+        outcomes = decide(request, versions, await self._recorded(ids), self._same)
+        if outcomes is None and request.condition is not None:
+            position = await self._unmet(request, head)
+            if position:
+                return [Outcome("unmet", None, position, None) for _ in request.parts]
+        return outcomes
 
     async def _recorded(self, ids: Sequence[UUID]) -> dict[UUID, Item]:
         """Return the events with these ids that are recorded, with their places."""
@@ -225,8 +182,3 @@ def _needs_stream(request: AppendRequest, versions: dict[str, int]) -> bool:
         expects_version(part) is None and part.expected.name == "STREAM_EXISTS" and not versions[part.stream_id]  # type: ignore[union-attr]
         for part in request.parts
     )
-
-
-def _give(request: AppendRequest, outcomes: Sequence[Outcome]) -> None:
-    if request.done is not None and not request.done.done():
-        request.done.set_result(outcomes)

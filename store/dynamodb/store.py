@@ -16,8 +16,8 @@ from ...schemas.compatibility import Level
 from ...schemas.event import rfc3339_now
 from ...schemas.retry import Backoff, wait_or_raise
 from ...schemas.upcasting import Upcaster
+from ..batch import AppendRequest, EncodedEvent, prepare, recorded
 from ..noted import note_recorded
-from ..postgres.batch import AppendRequest, EncodedEvent, prepare, recorded
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query
 from ..subscription import Following, LogSubscription
@@ -71,8 +71,14 @@ class DynamoDBEventStore:
         self._max_event_bytes = max_event_bytes
         self._retry_s = retry_s
         self._codec = Codec()
-        self._appender = Appender(table, max_waiting_bytes=max_waiting_bytes, retry_s=retry_s, same=self._same, unmet=self._unmet)
-        self._appender.on_appended = self.log.notify
+        self._appender = Appender(
+            table,
+            max_waiting_bytes=max_waiting_bytes,
+            retry_s=retry_s,
+            same=self._same,
+            unmet=self._unmet,
+            on_appended=self.log.notify,
+        )
 
     @property
     def waiting_bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from ...schemas import InvalidEvent
-from ..postgres.batch import AppendRequest, EncodedEvent, Outcome, Part
+from ..batch import AppendRequest, EncodedEvent, Outcome, Part
 from ..protocol import Expected
 from .layout import LOG_HEAD, LogHead, bucket, event_key, head_key, id_key, part_text, sort_key
 from .table import MAX_TRANSACTION_ITEMS, Item, Reason, put

@@ -25,7 +25,7 @@ from ...schemas import (
 from ...schemas.codec import PinnedType
 from ...schemas.event import rfc3339_now
 from ...schemas.upcasting import Upcaster
-from ..postgres.batch import Part, prepare
+from ..batch import Part, prepare
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query
 from .appends import Appended

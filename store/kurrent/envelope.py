@@ -18,7 +18,7 @@ from ...schemas import Codec, DecodeError, Event, InvalidEvent, UnknownEventType
 from ...schemas.event import rfc3339
 from ...schemas.from_json import data_from_json
 from ...schemas.opaque import JSON, raw_content, readable
-from ..postgres.batch import EncodedEvent
+from ..batch import EncodedEvent
 from .events import id_of
 from .messages import message_class
 

@@ -12,8 +12,8 @@ from ...schemas.event import category_of, rfc3339_now
 from ...schemas.pins import load_pinned_types
 from ...schemas.postgres import load_sql, translated
 from ...schemas.privacy import KeyRing, protect_events
+from ..batch import EncodedEvent, prepare
 from ..protocol import ANY, StreamAppend
-from .batch import EncodedEvent, prepare
 
 __all__ = ["Imported", "import_batch", "import_events", "import_place"]
 

@@ -28,12 +28,13 @@ from ...schemas.postgres import Connection, load_sql, translated
 from ...schemas.privacy import KeyRing, protect_events, reveal_events
 from ...schemas.retry import Backoff, wait_or_raise
 from ...schemas.upcasting import Upcaster
+from ..batch import AppendRequest, Outcome, prepare, recorded
 from ..noted import note_recorded
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query, QueryItem
 from ..subscription import Following, LogSubscription
 from .appender import Appender
-from .batch import AppendRequest, Outcome, arguments, item_arguments, outcomes_of, prepare, recorded
+from .batch import arguments, item_arguments, outcomes_of
 from .bulk import Imported, import_batch, import_events
 from .log import PostgresLog
 from .outbox import PostgresOutbox

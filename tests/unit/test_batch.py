@@ -27,7 +27,8 @@ from eventspine import (
     UnknownEventType,
 )
 from eventspine.schemas import Codec, PinnedType
-from eventspine.store.postgres.batch import AppendRequest, Outcome, arguments, cut_batch, prepare, recorded
+from eventspine.store.batch import AppendRequest, Outcome, cut_batch, prepare, recorded
+from eventspine.store.postgres.batch import arguments
 from tests.event_types import EVENT_TYPES, paid, placed
 
 NOW = "2026-01-02T03:04:05.000006Z"

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventspine import ANY, NO_STREAM, STREAM_EXISTS, AppendCondition, Event, InvalidEvent, Query
+from eventspine.store.batch import AppendRequest
 from eventspine.store.dynamodb.layout import LogHead, places_of
 from eventspine.store.dynamodb.table import MAX_TRANSACTION_ITEMS, Reason, parse_dsn
 from eventspine.store.dynamodb.writing import MAX_EVENTS, blamed, check_size, decide, plan, take
-from eventspine.store.postgres.batch import AppendRequest
 from tests.event_types import paid, placed
 from tests.unit.test_batch import request
 

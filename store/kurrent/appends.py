@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,6 +54,7 @@ class Appends:
         self._store = store
         self._rules = rules
         self._looked_at = -_LOOK_AGAIN_S
+        self._looking = asyncio.Lock()
         self.max_append_bytes = max_append_bytes
 
     async def append(self, name: str, expected: ExpectedVersion, proposed: Sequence[Proposed]) -> Appended:
@@ -181,12 +183,19 @@ class Appends:
         return Appended(last, 0)
 
     async def _know_types(self, proposed: Sequence[Proposed]) -> None:
-        """Look whether types that seem unregistered are registered by now: once a second at most."""
-        if time.monotonic() - self._looked_at > _LOOK_AGAIN_S and any(
-            self._store.event_type(each.event_type) is None for each in proposed
-        ):
-            self._looked_at = time.monotonic()
-            await self._store.refresh_types()
+        """Look whether types that seem unregistered are registered by now: once a second at most.
+
+        Who comes meanwhile waits in turn, whatever its types: batches of one call would overtake each other otherwise.
+        """
+        if self._looking.locked() or self._should_look(proposed):
+            async with self._looking:
+                if self._should_look(proposed):
+                    self._looked_at = time.monotonic()
+                    await self._store.refresh_types()
+
+    def _should_look(self, proposed: Sequence[Proposed]) -> bool:
+        unknown = any(self._store.event_type(each.event_type) is None for each in proposed)
+        return unknown and time.monotonic() - self._looked_at > _LOOK_AGAIN_S
 
     def _events(self, proposed: Sequence[Proposed], ids: Sequence[UUID]) -> list[Event]:
         return [event_of(self._store, each, stored_id) for each, stored_id in zip(proposed, ids, strict=True)]

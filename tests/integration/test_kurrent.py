@@ -152,6 +152,25 @@ async def test_a_registered_type_is_validated_and_stored_as_avro(store: Postgres
     assert seen.custom_metadata == b'{"$correlationId": "x", "a": 1}'
 
 
+async def test_batches_of_one_call_are_recorded_in_its_order(channel: Any) -> None:
+    """Also where the first one's types are looked up, and the others' are known."""
+    kinds = [f"Foreign{uuid4().hex}", *["OrderPaid"] * 5]
+    batches = []
+    for number, kind in enumerate(kinds):
+        told = {"type": kind, "content-type": "application/json"}
+        event = {"id": {"string": str(uuid4())}, "metadata": told, "data": b'{"amount_cents": %d}' % number}
+        options = {"stream_identifier": {"stream_name": b"Order-1"}, "any": {}}
+        batch = message_class("BatchAppendRequest")(
+            correlation_id={"string": str(uuid4())}, options=options, proposed_messages=[event], is_final=True
+        )
+        batches.append(batch.SerializeToString())
+    call = channel.stream_stream(
+        f"{_STREAMS}/BatchAppend", response_deserializer=message_class("BatchAppendResponse").FromString
+    )(iter(batches), timeout=30)
+    assert [answer.WhichOneof("result") async for answer in call] == ["success"] * 6
+    assert [json.loads(event.data)["amount_cents"] for event in await read(channel, "Order-1")] == list(range(6))
+
+
 async def test_events_of_the_store_are_read_through_the_door(store: PostgresEventStore, channel: Any) -> None:
     [recorded] = await store.append("Order-1", "Order", [placed("c1", total_cents=7)], 0)
     [seen] = await read(channel, "Order-1")

@@ -29,13 +29,13 @@ from .cli_relay import relay_app
 from .cli_schema import schema_app
 from .cli_serve import serve_app
 from .connect import open_pool
-from .consumers import Consumer, LogConsumer, Projection
+from .consumers import Projection
+from .consuming import make_consumer
 from .projection_module import load_projection
 from .read_model import open_admin, open_sink
-from .running import MetricsPort, cycles_collected_by_the_clock, logged_in, metrics_address, until_signalled
+from .running import MetricsPort, cycles_collected_by_the_clock, metrics_address, until_signalled
 from .schema_module import load_schema_module
 from .schemas import EventspineError, SettingsError
-from .schemas.kafka import KafkaAccess
 from .schemas.pins import load_pinned_types
 from .schemas.postgres import translated
 from .schemas.privacy import KeyRing
@@ -189,47 +189,27 @@ def consume(
             open_pool(settings.need_postgres(), max_connections=3) as events,
             open_sink(settings.need_read_model()) as sink,
         ):
-            options: dict[str, Any] = {
-                "load_event_types": lambda: load_pinned_types(events),
-                "event_types": declared.event_types,
-                "upcasters": declared.upcasters,
-                "keys": KeyRing(events),
-                "batch_events": settings.consume_batch_events,
-                "give_up_after_s": settings.give_up_after_s,
-            }
-            consumer: Consumer | LogConsumer
-            kafka: str | KafkaAccess = ""
-            if source == "log":
-                consumer = LogConsumer(model, sink, PostgresLog(events), **options)
-                working = consumer.run
-            else:
-                kafka = settings.kafka()
-                consumer = Consumer(
-                    model,
-                    sink,
-                    kafka,
-                    topic_prefix=settings.topic_prefix,
-                    session_timeout_s=settings.session_timeout_s,
-                    group_protocol=settings.group_protocol,
-                    instance_id=settings.group_instance_id,
-                    **options,
-                )
-                working = logged_in(kafka, consumer.run)
-
-            async def look() -> dict[str, object]:
-                places = consumer.places.values()
-                last = max((place.last_position for place in places), default=0)
-                events_seen = sum(place.events for place in places)
-                return {"state": consumer.state, "partitions": len(places), "events": events_seen, "position": last}
-
+            consuming = make_consumer(
+                settings,
+                model,
+                sink,
+                PostgresLog(events) if source == "log" else None,
+                declared=declared,
+                load_event_types=lambda: load_pinned_types(events),
+                keys=KeyRing(events),
+            )
+            consumer = consuming.consumer
             stop_with_parent(consumer.stop)
             async with contextlib.AsyncExitStack() as beside, cycles_collected_by_the_clock():
                 if metrics is not None:
                     from .metrics import serving_consumer
 
                     published = Published(events, topic_prefix=settings.topic_prefix, relay_name=settings.relay_name)
-                    await beside.enter_async_context(serving_consumer(consumer, model.name, published, kafka, **metrics))
-                await until_signalled(working, consumer.stop, model.name, look, quiet=SUPERVISED in os.environ)
+                    await beside.enter_async_context(
+                        serving_consumer(consumer, model.name, published, consuming.kafka, **metrics)
+                    )
+                quiet = SUPERVISED in os.environ
+                await until_signalled(consuming.run, consumer.stop, model.name, consuming.look, quiet=quiet)
 
     run(work())
 

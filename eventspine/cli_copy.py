@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from .cli_dynamodb import open_dynamodb
-from .connect import open_pool
+from .connect import open_dynamodb, open_pool
 from .store.copying import Copy, CopyEnd, copy_log
 from .store.postgres.copying import PostgresCopy
 from .terminal import messages, run

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import typer
-from rich.table import Table as ScreenTable
 
 from .cli_registry import keeping_registry, open_registry
+from .cli_relay_state import add_state_commands
 from .cli_relay_verify import relay_replay, relay_verify
 from .connect import open_pool
 from .relay import Relay
@@ -28,13 +27,11 @@ from .settings import Settings
 from .store.postgres import PostgresLog, PostgresOutbox
 from .store.postgres.published import Published
 from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
-from .terminal import AsJson, messages, run, screen
+from .terminal import run
 
 __all__ = ["make_relay", "relay_app", "topic_settings"]
 
 relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
-parked_app = typer.Typer(no_args_is_help=True, help="Events that could not be published, and those behind them in their streams.")
-relay_app.add_typer(parked_app, name="parked")
 relay_app.command("verify")(relay_verify)
 relay_app.command("replay")(relay_replay)
 
@@ -153,45 +150,6 @@ async def _supervise(settings: Settings, processes: int) -> int:
     return supervisor.exit_code
 
 
-@relay_app.command("status")
-def relay_status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show how far each shard is, how much is waiting, at what rate it goes, and which process publishes it."""
-
-    async def work(state: RelayState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        view = await state.look("")
-        facts = {"relay": state.relay_id, "shards": view.shards, "generation": view.generation}
-        return facts | {"processes": view.workers, "paused": view.paused, "parked": view.parked}, await state.status()
-
-    facts, rows = _with_state(context, work)
-    if as_json:
-        typer.echo(json.dumps(facts | {"shards": rows}))
-        return
-    paused = f", paused ({facts['paused']})" if facts["paused"] else ""
-    typer.echo(
-        f"{facts['relay']}: {facts['shards']} shards (generation {facts['generation']}), {facts['processes']} processes, "
-        f"{facts['parked']} events parked{paused}"
-    )
-    table = ScreenTable("shard", "state", "cursor", "lag", "lag s", "rate/s", "owner", "told s ago", box=None)
-    for row in rows:
-        numbers = [f"{row['position']:,}", f"{row['lag_events']:,}", f"{row['lag_s']:.1f}", f"{row['rate']:,.0f}"]
-        table.add_row(str(row["shard"]), row["state"], *numbers, row["owner"] or "nobody", f"{row['seen_s']:.0f}")
-    screen.print(table)
-
-
-@relay_app.command("pause")
-def relay_pause(context: typer.Context) -> None:
-    """Let the relay's processes stop publishing, wherever they run, until `resume`."""
-    _with_state(context, lambda state: state.pause("paused"))
-    typer.echo("paused; its processes stop within seconds")
-
-
-@relay_app.command("resume")
-def relay_resume(context: typer.Context) -> None:
-    """Let a paused relay go on."""
-    _with_state(context, lambda state: state.pause(None))
-    typer.echo("goes on")
-
-
 @relay_app.command("reshard")
 def relay_reshard(
     context: typer.Context, shards: Annotated[int, typer.Argument(min=1, help="The new number of shards.")]
@@ -207,45 +165,6 @@ def relay_reshard(
 
     changed = _with_state(context, work)
     typer.echo(f"{state_of(settings)} has {shards} shards" if changed else "nothing to do")
-
-
-@parked_app.command("list")
-def parked_list(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the parked events, in order, with the reason."""
-    rows = _with_state(context, lambda state: state.parked())
-    if as_json:
-        typer.echo(json.dumps([row | {"parked_at": row["parked_at"].isoformat()} for row in rows]))
-        return
-    table = ScreenTable("position", "stream", "tries", "parked at", "reason", box=None)
-    for row in rows:
-        reason = f"{row['reason']}{' (to be tried again)' if row['retry'] else ''}"
-        table.add_row(
-            str(row["global_position"]), row["stream_id"], str(row["tries"]), f"{row['parked_at']:%Y-%m-%d %H:%M:%S}", reason
-        )
-    screen.print(table)
-
-
-@parked_app.command("retry")
-def parked_retry(
-    context: typer.Context,
-    stream_id: Annotated[str | None, typer.Argument(help="One stream; without it, all that are parked.")] = None,
-) -> None:
-    """Ask the relay to publish parked streams again, in order, behind what it has published since."""
-    streams = _with_state(context, lambda state: state.retry(stream_id))
-    if not streams:
-        messages.print("nothing is parked there", markup=False)
-        raise typer.Exit(1)
-    typer.echo(f"{len(streams)} streams will be tried again")
-
-
-@parked_app.command("discard")
-def parked_discard(context: typer.Context, stream_id: Annotated[str, typer.Argument(help="The parked stream.")]) -> None:
-    """Give up publishing the first parked event of a stream (the log keeps it). Those behind it are published, late."""
-    position = _with_state(context, lambda state: state.discard(stream_id))
-    if position is None:
-        messages.print("nothing is parked there", markup=False)
-        raise typer.Exit(1)
-    typer.echo(f"position {position} will not be published")
 
 
 def topic_settings(settings: Settings) -> TopicSettings:
@@ -269,3 +188,6 @@ def _with_state(context: typer.Context, work: Any) -> Any:
             return await work(_state(settings, pool))
 
     return run(on_state())
+
+
+add_state_commands(relay_app, _with_state)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -16,7 +18,10 @@ from .schemas.postgres import PgBouncerConnection, learn_types, translated
 from .schemas.upcasting import Upcaster
 from .store.postgres import PostgresEventStore, migrate
 
-__all__ = ["connect", "open_pool"]
+if TYPE_CHECKING:
+    from .store.dynamodb import Table
+
+__all__ = ["connect", "need_dynamodb", "open_dynamodb", "open_pool"]
 
 
 @asynccontextmanager
@@ -66,6 +71,26 @@ async def open_pool(dsn: str, *, max_connections: int = 10, command_timeout_s: f
 
 async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
     """Send nothing when a connection comes back to the pool."""
+
+
+def need_dynamodb() -> None:
+    """Raise SettingsError if the extra `dynamodb` is not installed."""
+    if find_spec("aiobotocore") is None:
+        raise SettingsError('DynamoDB needs another package: pip install "eventspine[dynamodb]"')
+
+
+@asynccontextmanager
+async def open_dynamodb(dsn: str) -> AsyncIterator[Table]:
+    """Open the table that a DSN names.
+
+    Raises:
+        SettingsError: the DSN names none, or the extra is missing.
+    """
+    need_dynamodb()
+    from .store.dynamodb import open_table
+
+    async with open_table(dsn) as table:
+        yield table
 
 
 @asynccontextmanager

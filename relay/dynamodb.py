@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from ..schemas import SettingsError, Unavailable
+from ..store.dynamodb.log import DynamoDBLog
 from ..store.dynamodb.table import Item, Table
 from .shared import Lease, SharedRecord, beaten, left, pinned, released, status_of, view_of
 from .state import MAX_REASON_CHARS, Parked, PinnedTopic, ShardReport, View
@@ -174,10 +175,15 @@ class DynamoDBRelayState:
         """
         await self._rewrite(lambda record: msgspec.structs.replace(record, paused=reason))
 
-    async def status(self, last_position: int) -> list[dict[str, Any]]:
+    async def status(self) -> list[dict[str, Any]]:
         """Return a row for each shard, with what the log holds behind it."""
         record, _ = await self._record()
-        return [dict(row) for row in status_of(record, now=self._clock(), last_position=last_position)]
+        log, now = DynamoDBLog(self._table), self._clock()
+        rows = status_of(record, now=now, last_position=await log.last_position())
+        for row in rows:
+            waiting = await log.read_stored_at([row["position"] + 1])
+            row["lag_s"] = max(0.0, now - waiting[0].created_at.timestamp()) if waiting else 0.0
+        return rows
 
     async def _view(self, record: SharedRecord, worker_id: str) -> View:
         rows = [row async for row in self._parked()]
@@ -217,7 +223,7 @@ class DynamoDBRelayState:
     async def _parked(self) -> AsyncIterator[dict[str, Any]]:
         async for item in self._table.query(f"{self._key}#PARKED"):
             row = {name: value for name, value in item.items() if name not in ("PK", "SK")}
-            yield {"global_position": int(item["SK"])} | row
+            yield row | {"global_position": int(item["SK"]), "parked_at": datetime.fromisoformat(item["parked_at"])}
 
 
 def _sort_key(position: int) -> str:

@@ -49,6 +49,8 @@ class Relay:
     are visible sooner, and some may be there twice, where a process publishes on after it lost its shard; readers drop them by
     their position.
 
+    A log that is not in Postgres needs a `router`, and a `state`, which its processes share.
+
     Options: `value_format` "data" publishes an event's data with its envelope in the headers, "envelope" one record with both in
     the value, for readers that see no headers. `subject_strategy` is how subjects are called, by the names of Confluent's
     clients. `shards` is how many a new relay gets; 0 takes what it has. `batch_events` and `batch_bytes` bound one transaction.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -83,7 +83,7 @@ def view_of(record: SharedRecord, worker: str, *, now: float, lease_s: float, re
     return View(len(record.leases), record.generation, record.paused, alive, held, retry, parked, record.discards)
 
 
-def status_of(record: SharedRecord, *, now: float, last_position: int) -> list[Mapping[str, Any]]:
+def status_of(record: SharedRecord, *, now: float, last_position: int) -> list[dict[str, Any]]:
     """Return a row for each shard; `seen_s` is how old it is."""
     return [
         {

@@ -13,11 +13,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from eventspine import Consumer, PostgresSink, Relay
+from eventspine import Consumer, Event, EventType, InvalidEvent, PostgresSink, Relay, SchemaError, SettingsError
 from eventspine.consumers.postgres_admin import PostgresProjectionAdmin
 from eventspine.relay.dynamodb import DynamoDBRelayState
 from eventspine.relay.router import Router
 from eventspine.relay.routing import Routing
+from eventspine.relay.state import Parked
 from eventspine.relay.topics import TopicSettings
 from eventspine.store.copying import copy_log
 from eventspine.store.dynamodb import DynamoDBEventStore, open_table
@@ -26,7 +27,7 @@ from eventspine.store.dynamodb.create import create_table
 from eventspine.store.postgres.copying import PostgresCopy
 from eventspine.store.postgres.migrate import migrate
 from tests.dynamodb import DynamoDBService
-from tests.event_types import EVENT_TYPES, paid, placed
+from tests.event_types import EVENT_TYPES, paid, placed, record
 from tests.oracle import check_log, check_read_model, check_topics
 from tests.processes import processes
 from tests.projections import OrderTotals
@@ -91,6 +92,7 @@ async def test_killed_relays_publish_it_once_and_projections_are_its_fold(
         status = run.command(["dynamodb", "relay", "status", "--json"], **more)
         assert await status.ended() == 0, status.said
         facts = json.loads(status.said.splitlines()[-1])
+        assert facts["shards"][0]["lag_s"] == 0
         assert (facts["shards"][0]["lag_events"], facts["parked"]) == (0, 0)
         for process in (consumer, *relays):
             await process.stop()
@@ -192,3 +194,60 @@ async def test_relay_and_consumer_inside_a_program(
         relay.stop()
         consumer.stop()
         await asyncio.gather(*running)
+
+
+async def test_the_commands_look_after_a_relay(
+    store: DynamoDBEventStore, dynamodb_dsn: str, kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    async with processes("", kafka, topic_prefix, tmp_path) as run:
+
+        async def command(*arguments: str, code: int = 0) -> str:
+            process = run.command(["dynamodb", *arguments], dynamodb_dsn=dynamodb_dsn)
+            assert await process.ended(60) == code, process.said
+            return process.said
+
+        state = DynamoDBRelayState(store.table, f"{topic_prefix}relay")
+        assert "has never run" in await command("relay", "status", code=2)
+        await state.register(2)
+        await append(store, "a", 2)
+        await state.park(1, [Parked(1, "Order-a0", "no", 1), Parked(2, "Order-a0", "behind it", 0)])
+        await command("relay", "pause")
+        shown = await command("relay", "status")
+        assert "2 shards (generation 0), 0 processes, 2 events parked, paused (paused)" in shown
+        assert json.loads((await command("relay", "status", "--json")).splitlines()[-1])["shards"][0]["lag_events"] == 4
+        await command("relay", "resume")
+        assert "Order-a0" in await command("relay", "parked", "list")
+        assert "1 streams will be tried again" in await command("relay", "parked", "retry")
+        listed = json.loads((await command("relay", "parked", "list", "--json")).splitlines()[-1])
+        assert [(row["global_position"], row["tries"], row["retry"]) for row in listed] == [(1, 1, True), (2, 0, True)]
+        assert "position 1 will not be published" in await command("relay", "parked", "discard", "Order-a0")
+        assert "nothing is parked there" in await command("relay", "parked", "discard", "Order-b", code=1)
+        assert (await state.look("")).discards == 1
+        described = json.loads(await command("template", "cloudformation", "--table", "shop"))
+        assert described["Resources"]["Events"]["Properties"]["TableName"] == "shop"
+        assert 'hash_key     = "PK"' in await command("template", "terraform")
+
+
+async def test_what_a_log_there_does_not_offer_is_refused(store: DynamoDBEventStore) -> None:
+    moved = record("Moved", ("customer_id", "string"), ("to", "string"), subject="customer_id")
+    moved["fields"][1]["personal"] = True
+    with pytest.raises(SchemaError, match="Moved have personal fields"):
+        await store.register([EventType.from_schema(moved)])
+    with pytest.raises(SettingsError, match="offered by logs in Postgres only"):
+        await store.log.pin_envelopes({1})
+    large = Event(event_type="OrderPlaced", data={"customer_id": "x" * 350_000, "total_cents": 1})
+    with pytest.raises(InvalidEvent, match="350,000 is the limit"):
+        await store.append("Order-1", "Order", [large], 0)
+    with pytest.raises(InvalidEvent, match="holds 48 events of one stream"):
+        await store.append("Order-1", "Order", [paid(n) for n in range(49)], 0)
+    assert await store.last_position() == 0
+
+
+async def test_reads_return_no_more_bytes_than_asked_for(store: DynamoDBEventStore) -> None:
+    for n in range(6):
+        event = Event(event_type="OrderPlaced", data={"customer_id": "x" * 300_000, "total_cents": n})
+        await store.append(f"Order-{n}", "Order", [event], 0)
+    assert [event.global_position for event in await store.log.read_stored(0, 1000, 700_000)] == [1, 2]
+    assert [event.global_position for event in await store.log.read_stored(4, 1000, 1)] == [5]
+    _, following = await store.log.read_following(2, 1000, 700_000)
+    assert following[0].global_position == 3

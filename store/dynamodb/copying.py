@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 from uuid import UUID
@@ -12,10 +11,11 @@ from ...schemas import EventspineError, Fenced, SchemaError
 from ...schemas.codec import PinnedType
 from ...schemas.registry_rules import fingerprint
 from ..copying import CopiedEvent, CopiedSchema
-from .layout import LOG_HEAD, bucket, event_key, head_key, id_key, part_text, sort_key
+from .layout import LogHead, head_key, id_key, part_text
 from .log import DynamoDBLog, stored
 from .pins import load_schemas, pin
 from .table import MAX_TRANSACTION_ITEMS, Cancelled, Item, Table, put
+from .writing import event_item, log_operations
 
 __all__ = ["DynamoDBCopy"]
 
@@ -102,40 +102,22 @@ def _chunks(events: Sequence[CopiedEvent]) -> Iterator[list[CopiedEvent]]:
 
 def _operations(events: Sequence[CopiedEvent]) -> Iterator[dict[str, Any]]:
     first, last = events[0], events[-1]
-    head = LOG_HEAD | {"position": last.global_position, "created_at": _text(last.created_at)}
-    if first.global_position == 1:
-        yield put(head, _NEW)
-    else:
-        held = put(head, "#p = :p", {":p": first.global_position - 1})
-        held["Put"]["ExpressionAttributeNames"] = {"#p": "position"}
-        yield held
     parts = []
     for stream_id, run in groupby(events, key=lambda event: event.stream_id):
         together = list(run)
         parts.append(part_text(together[0].version, len(together), stream_id))
-    yield put({"PK": bucket(first.global_position), "SK": sort_key(first.global_position), "parts": parts})
+    yield from log_operations(first.global_position - 1, LogHead(last.global_position, last.created_at), parts)
     versions = {event.stream_id: event.version for event in events}
     for stream_id, version in versions.items():
         yield put(head_key(stream_id) | {"version": version})
     for event in events:
-        item: Item = event_key(event.stream_id, event.version) | {
-            "event_id": str(event.event_id),
-            "event_type": event.event_type,
-            "schema_version": event.schema_version,
-            "metadata": event.metadata,
-            "payload": event.payload,
-            "created_at": _text(event.created_at),
-            "GSI1PK": bucket(event.global_position),
-            "GSI1SK": event.global_position,
-        }
-        if event.tags:
-            item["tags"] = list(event.tags)
+        item = event_item(
+            event.stream_id, event.version, event.global_position, event_id=event.event_id, event_type=event.event_type,
+            schema_version=event.schema_version, metadata=event.metadata, payload=event.payload, tags=event.tags,
+            created_at=event.created_at,
+        )  # fmt: skip
         yield put(item, _NEW)
         yield put(id_key(event.event_id) | {"stream_id": event.stream_id, "version": event.version}, _NEW)
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
 
 
 def _copied(item: Item) -> CopiedEvent:

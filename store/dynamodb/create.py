@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from ...schemas import SettingsError, Unavailable
+from ...schemas import EventspineError, SettingsError, Unavailable
 from .layout import definition
 from .table import Table, translated
 
@@ -52,8 +52,9 @@ async def create_table(table: Table) -> bool:
                 await table.client.update_continuous_backups(
                     TableName=table.name, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
                 )
-        except Exception as error:
-            if not isinstance(error.__cause__, ClientError) or "UnknownOperation" not in str(error.__cause__):
+        except EventspineError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ClientError) or cause.response["Error"]["Code"] != "UnknownOperationException":
                 raise  # DynamoDB Local knows no backups
     return made
 

@@ -2,16 +2,16 @@
 
     PK                SK                   attributes
     STREAM#{id}       VERSION#{version}    an event: event_id, event_type, schema_version, metadata (JSON), tags, payload,
-                                           created_at; GSI1PK = LOG#{bucket}, GSI1SK = position
+                                           created_at; GSI1PK = LOG#{block}, GSI1SK = position
     STREAM#{id}       HEAD                 version: of the stream's last event
     STREAM#{id}       SNAPSHOT             state (JSON), version, schema_version, created_at
     EVENT#{event id}  EVENT                stream_id, version: where the event is
     LOG               HEAD                 position, created_at: of the log's last event
-    LOG#{bucket}      {position}           parts: of one transaction, "{version} {events} {stream}" each, from that position on
+    LOG#{block}      {position}           parts: of one transaction, "{version} {events} {stream}" each, from that position on
     CHECKPOINT#{id}   CHECKPOINT           position
     SCHEMAS           …                    see eventspine.store.dynamodb.pins
 
-A bucket holds a thousand positions, so that neither the log nor the index has one partition for all time.
+A block holds a thousand positions, so that neither the log nor the index has one partition for all time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, Final, NamedTuple
 from .table import Item
 
 __all__ = [
-    "BUCKET_POSITIONS",
+    "BLOCK_POSITIONS",
     "LOG_HEAD",
     "LogHead",
-    "bucket",
+    "block",
     "checkpoint_key",
     "event_key",
     "head_key",
@@ -39,7 +39,7 @@ __all__ = [
     "version_key",
 ]
 
-BUCKET_POSITIONS: Final = 1000
+BLOCK_POSITIONS: Final = 1000
 LOG_HEAD: Final[Item] = {"PK": "LOG", "SK": "HEAD"}
 
 
@@ -83,9 +83,9 @@ def checkpoint_key(subscription_id: str) -> Item:
     return {"PK": f"CHECKPOINT#{subscription_id}", "SK": "CHECKPOINT"}
 
 
-def bucket(position: int) -> str:
+def block(position: int) -> str:
     """Return the partition of a position."""
-    return f"LOG#{(position - 1) // BUCKET_POSITIONS}"
+    return f"LOG#{(position - 1) // BLOCK_POSITIONS}"
 
 
 def part_text(version: int, events: int, stream_id: str) -> str:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from ...schemas import EventType, IntegrityError, PinnedType, SettingsError, StoredEvent, Unavailable, Upcaster
 from ...schemas.envelope import PinnedEnvelope
 from ...schemas.event import category_of
 from ...schemas.registry_client import RegistryClient
-from .layout import BUCKET_POSITIONS, LOG_HEAD, LogHead, bucket, event_key, id_key, places_of, sort_key
+from .layout import BLOCK_POSITIONS, LOG_HEAD, LogHead, block, event_key, id_key, places_of, sort_key
 from .pins import load_pinned_types, register_event_types, register_subjects
 from .table import MAX_TRANSACTION_ITEMS, Item, Table
 from .writing import head_of
@@ -28,6 +28,7 @@ __all__ = ["DynamoDBLog"]
 
 _VISIBLE_WITHIN_S: Final = 10.0
 _AT_ONCE: Final = 1000
+_FIRST_PAGE: Final = 100  # before it is known how large events are
 
 
 class _Signal:
@@ -83,7 +84,7 @@ class DynamoDBLog:
             return []
         wanted = range(from_position + 1, to_position + 1)
         found: dict[int, Item] = {}
-        for name, first, last in _buckets(from_position + 1, to_position):
+        for name, first, last in _blocks(from_position + 1, to_position):
             async for item in self._table.query_index(name, first, last):
                 found[item["GSI1SK"]] = item
         missing = [position for position in wanted if position not in found]
@@ -124,9 +125,9 @@ class DynamoDBLog:
         """
         end = await self.last_position()
         events: list[StoredEvent] = []
-        size = 0
+        size, page = 0, _FIRST_PAGE
         while from_position < end and len(events) < limit:
-            to = min(end, from_position + min(limit - len(events), _AT_ONCE))
+            to = min(end, from_position + min(limit - len(events), page))
             for item in await self.read_items(from_position, to):
                 event = stored(item)
                 size += len(event.payload)
@@ -134,6 +135,7 @@ class DynamoDBLog:
                     return events
                 events.append(event)
             from_position = to
+            page = max(1, min(_AT_ONCE, (max_bytes - size) * len(events) // max(size, 1)))  # no more than will be taken, or about
         return events
 
     async def read_following(self, position: int, limit: int, max_bytes: int) -> tuple[str | None, list[StoredEvent]]:
@@ -265,7 +267,7 @@ class DynamoDBLog:
         wanted = set(positions)
         found: dict[int, tuple[str, int]] = {}
         first = max(1, min(wanted) - MAX_TRANSACTION_ITEMS)  # a transaction that begins before it may reach it
-        for name, low, high in _buckets(first, max(wanted)):
+        for name, low, high in _blocks(first, max(wanted)):
             async for item in self._table.query(name, first=sort_key(low), last=sort_key(high)):
                 for position, stream_id, version in places_of(int(item["SK"]), item["parts"]):
                     if position in wanted:
@@ -290,9 +292,9 @@ def stored(item: Item) -> StoredEvent:
     )
 
 
-def _buckets(first: int, last: int) -> Any:
+def _blocks(first: int, last: int) -> Iterator[tuple[str, int, int]]:
     """Yield the partitions of a range of positions, each with the part of the range that lies in it."""
     while first <= last:
-        end = min(last, ((first - 1) // BUCKET_POSITIONS + 1) * BUCKET_POSITIONS)
-        yield bucket(first), first, end
+        end = min(last, ((first - 1) // BLOCK_POSITIONS + 1) * BLOCK_POSITIONS)
+        yield block(first), first, end
         first = end + 1

@@ -8,7 +8,9 @@ SCHEMAS   SUBJECT#{subject}#{id}     schema_id: what the relay published under a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from random import uniform
 from typing import NamedTuple
 
 from ...schemas import EventType, SchemaError, Unavailable
@@ -97,6 +99,7 @@ async def register_event_types(
             items.append(_type_item(PinnedType(ids[key], event_type)))
         if await _put_new(table, items):
             return await load_pinned_types(table)
+        await asyncio.sleep(uniform(0, 0.1))  # noqa: S311 - jitter is no secret
     raise Unavailable("too many programs register event types at once")
 
 

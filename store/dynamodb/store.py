@@ -18,6 +18,7 @@ from ...schemas.retry import Backoff, wait_or_raise
 from ...schemas.upcasting import Upcaster
 from ..batch import AppendRequest, EncodedEvent, prepare, recorded
 from ..noted import note_recorded
+from ..paging import iterate_stream
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query
 from ..subscription import Following, LogSubscription
@@ -164,7 +165,7 @@ class DynamoDBEventStore:
 
         return await self._patiently(read)
 
-    async def iterate_stream(
+    def iterate_stream(
         self,
         stream_id: str,
         from_version: int = 0,
@@ -174,14 +175,8 @@ class DynamoDBEventStore:
         batch_size: int = 500,
     ) -> AsyncIterator[Event]:
         """Yield what `read_stream` returns, with at most `batch_size` events in memory."""
-        first, last = from_version, _MAX_VERSION if to_version is None else to_version
-        while first <= last:
-            events = await self.read_stream(stream_id, first, batch_size, to_version=last, backwards=backwards)
-            for event in events:
-                yield event
-            if len(events) < batch_size:
-                return
-            first, last = (first, events[-1].version - 1) if backwards else (events[-1].version + 1, last)
+        last = _MAX_VERSION if to_version is None else to_version
+        return iterate_stream(self, stream_id, from_version, last, backwards=backwards, batch_size=batch_size)
 
     async def read_all(self, from_position: int = 0, limit: int = 1000) -> list[Event]:
         """Return at most `limit` events of the log with `global_position > from_position`, in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -15,7 +15,18 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from ...schemas import EventspineError, SettingsError, Unavailable
 
-__all__ = ["MAX_TRANSACTION_ITEMS", "Cancelled", "Item", "Reason", "Table", "TableAddress", "open_table", "parse_dsn"]
+__all__ = [
+    "MAX_TRANSACTION_ITEMS",
+    "Cancelled",
+    "Item",
+    "Reason",
+    "Table",
+    "TableAddress",
+    "open_table",
+    "parse_dsn",
+    "put",
+    "translated",
+]
 
 MAX_TRANSACTION_ITEMS: Final = 100
 
@@ -101,7 +112,7 @@ async def open_table(dsn: str, *, max_connections: int = 50, timeout_s: float = 
 
 
 @contextmanager
-def translated() -> Any:
+def translated() -> Iterator[None]:
     """Turn whatever the client raises inside into an EventspineError; its error stays as the cause.
 
     Raises:

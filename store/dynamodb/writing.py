@@ -11,10 +11,22 @@ from uuid import UUID
 from ...schemas import InvalidEvent
 from ..batch import AppendRequest, EncodedEvent, Outcome, Part
 from ..protocol import Expected
-from .layout import LOG_HEAD, LogHead, bucket, event_key, head_key, id_key, part_text, sort_key
+from .layout import LOG_HEAD, LogHead, block, event_key, head_key, id_key, part_text, sort_key
 from .table import MAX_TRANSACTION_ITEMS, Item, Reason, put
 
-__all__ = ["MAX_EVENTS", "Plan", "blamed", "check_size", "decide", "expects_version", "head_of", "plan", "take"]
+__all__ = [
+    "MAX_EVENTS",
+    "Plan",
+    "blamed",
+    "check_size",
+    "decide",
+    "event_item",
+    "expects_version",
+    "head_of",
+    "log_operations",
+    "plan",
+    "take",
+]
 
 _LOG_ITEMS: Final = 2  # the head, and the note of the transaction
 MAX_EVENTS: Final = (MAX_TRANSACTION_ITEMS - _LOG_ITEMS - 1) // 2
@@ -110,19 +122,19 @@ def plan(requests: Sequence[AppendRequest], head: LogHead, versions: Mapping[str
             stream_head = head_key(part.stream_id) | {"version": version + len(part.encoded)}
             operations.append(put(stream_head, "version = :v", {":v": version}) if version else put(stream_head, _NEW))
             for place, each in enumerate(part.encoded):
-                operations.append(put(_event_item(part, each, version + 1 + place, position, moment), _NEW))
+                item = event_item(
+                    part.stream_id, version + 1 + place, position, event_id=each.event_id, event_type=each.event_type,
+                    schema_version=each.schema_version, metadata=each.metadata_json, payload=each.payload, tags=each.tags,
+                    created_at=moment,
+                )  # fmt: skip
+                operations.append(put(item, _NEW))
                 operations.append(
                     put(id_key(each.event_id) | {"stream_id": part.stream_id, "version": version + 1 + place}, _NEW)
                 )
                 position += 1
             owners += [number] * (1 + 2 * len(part.encoded))
-    first = head.position + 1
-    note = {"PK": bucket(first), "SK": sort_key(first), "parts": parts}
-    log_head = LOG_HEAD | {"position": position - 1, "created_at": moment.isoformat()}
-    held = put(log_head, "#p = :p", {":p": head.position}) if head.position else put(log_head, _NEW)
-    if head.position:
-        held["Put"]["ExpressionAttributeNames"] = {"#p": "position"}
-    return Plan([held, put(note), *operations], [_LOG, _LOG, *owners], outcomes, LogHead(position - 1, moment))
+    moved = LogHead(position - 1, moment)
+    return Plan([*log_operations(head.position, moved, parts), *operations], [_LOG, _LOG, *owners], outcomes, moved)
 
 
 def blamed(owners: Sequence[int], reasons: Sequence[Reason]) -> tuple[set[int], LogHead | None]:
@@ -192,17 +204,38 @@ def _items(request: AppendRequest) -> int:
     return len(request.parts) + 2 * request.events
 
 
-def _event_item(part: Part, each: EncodedEvent, version: int, position: int, moment: datetime) -> Item:
-    item = event_key(part.stream_id, version) | {
-        "event_id": str(each.event_id),
-        "event_type": each.event_type,
-        "schema_version": each.schema_version,
-        "metadata": each.metadata_json,
-        "payload": each.payload,
-        "created_at": moment.astimezone(UTC).isoformat(),
-        "GSI1PK": bucket(position),
+def event_item(
+    stream_id: str,
+    version: int,
+    position: int,
+    *,
+    event_id: UUID,
+    event_type: str,
+    schema_version: int,
+    metadata: str,
+    payload: bytes,
+    tags: Sequence[str],
+    created_at: datetime,
+) -> Item:
+    """Return the item of an event."""
+    item = event_key(stream_id, version) | {
+        "event_id": str(event_id),
+        "event_type": event_type,
+        "schema_version": schema_version,
+        "metadata": metadata,
+        "payload": payload,
+        "created_at": created_at.astimezone(UTC).isoformat(),
+        "GSI1PK": block(position),
         "GSI1SK": position,
     }
-    if each.tags:
-        item["tags"] = list(each.tags)
-    return item
+    return item | {"tags": list(tags)} if tags else item
+
+
+def log_operations(position: int, head: LogHead, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the operations on the log of a transaction behind a position: its new head, if it still ends there, and the note."""
+    assert head.created_at is not None
+    moved = LOG_HEAD | {"position": head.position, "created_at": head.created_at.astimezone(UTC).isoformat()}
+    held = put(moved, "#p = :p", {":p": position}) if position else put(moved, _NEW)
+    if position:
+        held["Put"]["ExpressionAttributeNames"] = {"#p": "position"}
+    return [held, put({"PK": block(position + 1), "SK": sort_key(position + 1), "parts": list(parts)})]

@@ -26,6 +26,7 @@ from ...schemas.codec import PinnedType
 from ...schemas.event import rfc3339_now
 from ...schemas.upcasting import Upcaster
 from ..batch import Part, prepare
+from ..paging import iterate_stream
 from ..protocol import ExpectedVersion, Snapshot, StreamAppend
 from ..query import AppendCondition, Query
 from .appends import Appended
@@ -189,7 +190,7 @@ class KurrentEventStore:
 
         return await patiently(collect, self._retry_s)
 
-    async def iterate_stream(
+    def iterate_stream(
         self,
         stream_id: str,
         from_version: int = 0,
@@ -199,14 +200,8 @@ class KurrentEventStore:
         batch_size: int = 500,
     ) -> AsyncIterator[Event]:
         """Yield what `read_stream` returns, with at most `batch_size` events in memory."""
-        first, last = max(from_version, 1), _END if to_version is None else to_version
-        while first <= last:
-            events = await self.read_stream(stream_id, first, batch_size, to_version=last, backwards=backwards)
-            for event in events:
-                yield event
-            if len(events) < batch_size:
-                return
-            first, last = (first, events[-1].version - 1) if backwards else (events[-1].version + 1, last)
+        last = _END if to_version is None else to_version
+        return iterate_stream(self, stream_id, max(from_version, 1), last, backwards=backwards, batch_size=batch_size)
 
     async def read_all(self, from_position: int = 0, limit: int = 1000) -> list[Event]:
         """Return at most `limit` events of the log with `global_position > from_position`, in order; none of the system's own.

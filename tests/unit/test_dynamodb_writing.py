@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventspine import ANY, NO_STREAM, STREAM_EXISTS, AppendCondition, Event, InvalidEvent, Query
+from eventspine import ANY, NO_STREAM, STREAM_EXISTS, AppendCondition, Event, InvalidEvent, Query, SettingsError
 from eventspine.store.batch import AppendRequest
 from eventspine.store.dynamodb.layout import LogHead, places_of
 from eventspine.store.dynamodb.table import MAX_TRANSACTION_ITEMS, Reason, parse_dsn
@@ -128,5 +128,5 @@ def test_what_is_recorded_decides(expected: Any, current: int, recorded: list[An
 
 @pytest.mark.parametrize("dsn", ["dynamodb://", "dynamodb://a", "dynamodb://events/x", "dynamodb://events?zone=x", "events"])
 def test_addresses_that_name_no_table(dsn: str) -> None:
-    with pytest.raises(Exception, match="names no DynamoDB table"):
+    with pytest.raises(SettingsError, match="names no DynamoDB table"):
         parse_dsn(dsn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -54,11 +53,14 @@ class Appends:
         self._store = store
         self._rules = rules
         self._looked_at = -_LOOK_AGAIN_S
-        self._looking = asyncio.Lock()
         self.max_append_bytes = max_append_bytes
 
-    async def append(self, name: str, expected: ExpectedVersion, proposed: Sequence[Proposed]) -> Appended:
+    async def append(
+        self, name: str, expected: ExpectedVersion, proposed: Sequence[Proposed], *, types_known: bool = False
+    ) -> Appended:
         """Append to a stream, all or none. A repetition with the same event ids writes nothing, and tells where they are.
+
+        After `know_types`, with `types_known`, appends are handed to the store in the order in which they begin.
 
         Raises:
             WrongVersion, Deleted, TooLarge: nothing is written.
@@ -75,7 +77,8 @@ class Appends:
             raise bad_request(f"{TOMBSTONE_TYPE} is the server's own event type; tombstone the stream instead")
         if sum(each.size for each in proposed) > self.max_append_bytes:
             raise TooLarge(self.max_append_bytes)
-        await self._know_types(proposed)
+        if not types_known:
+            await self.know_types(proposed)
         ids = _own_ids(stream_id, proposed)
         try:
             if rules.deleted:
@@ -103,7 +106,7 @@ class Appends:
                 raise TooLarge(self.max_append_bytes)
             if any(each.event_type == TOMBSTONE_TYPE for each in proposed):
                 raise bad_request(f"{TOMBSTONE_TYPE} is the server's own event type; tombstone the stream instead")
-            await self._know_types(proposed)
+            await self.know_types(proposed)
             stream_id = stream_id_of(name)
             if rules.deleted:
                 last = await self.last_version(stream_id)
@@ -182,20 +185,13 @@ class Appends:
             raise WrongVersion(name, expected, last)
         return Appended(last, 0)
 
-    async def _know_types(self, proposed: Sequence[Proposed]) -> None:
-        """Look whether types that seem unregistered are registered by now: once a second at most.
-
-        Who comes meanwhile waits in turn, whatever its types: batches of one call would overtake each other otherwise.
-        """
-        if self._looking.locked() or self._should_look(proposed):
-            async with self._looking:
-                if self._should_look(proposed):
-                    self._looked_at = time.monotonic()
-                    await self._store.refresh_types()
-
-    def _should_look(self, proposed: Sequence[Proposed]) -> bool:
-        unknown = any(self._store.event_type(each.event_type) is None for each in proposed)
-        return unknown and time.monotonic() - self._looked_at > _LOOK_AGAIN_S
+    async def know_types(self, proposed: Sequence[Proposed]) -> None:
+        """Look whether types that seem unregistered are registered by now: once a second at most."""
+        if time.monotonic() - self._looked_at > _LOOK_AGAIN_S and any(
+            self._store.event_type(each.event_type) is None for each in proposed
+        ):
+            self._looked_at = time.monotonic()
+            await self._store.refresh_types()
 
     def _events(self, proposed: Sequence[Proposed], ids: Sequence[UUID]) -> list[Event]:
         return [event_of(self._store, each, stored_id) for each, stored_id in zip(proposed, ids, strict=True)]

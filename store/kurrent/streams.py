@@ -141,9 +141,9 @@ class StreamsService:
         room = asyncio.Semaphore(_MAX_WAITING_APPENDS)
         working: set[asyncio.Task[None]] = set()
 
-        async def work(batch: _Batch) -> None:
+        async def work(batch: _Batch, refused: Exception | None) -> None:
             try:
-                answers.put_nowait(await self._batch(batch, call))
+                answers.put_nowait(await self._batch(batch, refused))
             except BaseException as error:
                 answers.put_nowait(error)
                 raise
@@ -162,7 +162,8 @@ class StreamsService:
                     if message.is_final:
                         del open_batches[key]
                         await room.acquire()
-                        task = asyncio.create_task(work(batch))
+                        # All that may wait before the store has the batch is waited for here: the next one would overtake it.
+                        task = asyncio.create_task(work(batch, await self._refusal(batch, call)))
                         working.add(task)
                         task.add_done_callback(working.discard)
                 if working:
@@ -182,15 +183,25 @@ class StreamsService:
             reading.cancel()
             await asyncio.gather(reading, *working, return_exceptions=True)
 
-    async def _batch(self, batch: _Batch, call: Call) -> bytes:
+    async def _refusal(self, batch: _Batch, call: Call) -> Exception | None:
+        """Return why a batch is not to be appended, None if it is; its types are looked up."""
+        try:
+            await self._access.check(call, batch.target()[0], "$w")
+            await self._appends.know_types(batch.proposed())
+        except Exception as error:
+            return error
+        return None
+
+    async def _batch(self, batch: _Batch, refused: Exception | None) -> bytes:
         response = _BatchAppendResponse(correlation_id=batch.correlation_id)
         try:
             name, expected = batch.target()
             response.stream_identifier.stream_name = name.encode()
             _set_expected(response, expected)
-            await self._access.check(call, name, "$w")
+            if refused is not None:
+                raise refused
             async with asyncio.timeout(batch.seconds_left()):
-                appended = await self._appends.append(_appendable(name), expected, batch.proposed())
+                appended = await self._appends.append(_appendable(name), expected, batch.proposed(), types_known=True)
             response.success.CopyFrom(_success(appended))
         except TimeoutError:
             response.error.CopyFrom(_Status(code=4, message="Timeout", details=[{"type_url": f"{_ANY_URL}Timeout"}]))
@@ -223,6 +234,7 @@ class _Batch:
         self.size = 0
         self._options: Any = None
         self._messages: list[Any] = []
+        self._proposed: list[Proposed] | None = None
         self._too_large: TooLarge | None = None
         self._began = datetime.now(UTC)
 
@@ -244,7 +256,9 @@ class _Batch:
     def proposed(self) -> list[Proposed]:
         if self._too_large is not None:
             raise self._too_large
-        return [proposed_of(each) for each in self._messages]
+        if self._proposed is None:
+            self._proposed = [proposed_of(each) for each in self._messages]
+        return self._proposed
 
     def seconds_left(self) -> float | None:
         match self._options.WhichOneof("deadline_option"):

@@ -154,7 +154,7 @@ async def test_a_registered_type_is_validated_and_stored_as_avro(store: Postgres
 
 async def test_batches_of_one_call_are_recorded_in_its_order(channel: Any) -> None:
     """Also where the first one's types are looked up, and the others' are known."""
-    kinds = [f"Foreign{uuid4().hex}", *["OrderPaid"] * 5]
+    kinds = [f"Foreign{uuid4().hex}", *["OrderPaid"] * 40]
     batches = []
     for number, kind in enumerate(kinds):
         told = {"type": kind, "content-type": "application/json"}
@@ -167,8 +167,8 @@ async def test_batches_of_one_call_are_recorded_in_its_order(channel: Any) -> No
     call = channel.stream_stream(
         f"{_STREAMS}/BatchAppend", response_deserializer=message_class("BatchAppendResponse").FromString
     )(iter(batches), timeout=30)
-    assert [answer.WhichOneof("result") async for answer in call] == ["success"] * 6
-    assert [json.loads(event.data)["amount_cents"] for event in await read(channel, "Order-1")] == list(range(6))
+    assert [answer.WhichOneof("result") async for answer in call] == ["success"] * 41
+    assert [json.loads(event.data)["amount_cents"] for event in await read(channel, "Order-1")] == list(range(41))
 
 
 async def test_events_of_the_store_are_read_through_the_door(store: PostgresEventStore, channel: Any) -> None:

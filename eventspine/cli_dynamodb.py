@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from .cli_registry import open_registry
-from .cli_relay import topic_settings
+from .cli_relay import look_at_relay, make_relay
 from .cli_relay_state import KeptState, add_state_commands
 from .connect import need_dynamodb, open_dynamodb
 from .consuming import make_consumer
 from .projection_module import load_projection
 from .read_model import open_sink
-from .relay import Relay
 from .relay.relay import relay_id
-from .relay.router import Router
-from .routing_module import load_routing
 from .running import cycles_collected_by_the_clock, logged_in, until_signalled
 from .schema_module import load_schema_module
 from .schemas import SettingsError
@@ -80,39 +77,9 @@ def relay_run(context: typer.Context) -> None:
 
         async with open_registry(settings) as registry, cycles_collected_by_the_clock():
             log = DynamoDBLog(table, registry=registry)
-            declared = load_schema_module(settings.schema_modules()) if settings.relay_routing else None
-            router = Router(
-                log,
-                prefix=settings.topic_prefix,
-                source=settings.source,
-                value_format=settings.value_format,
-                subject_strategy=settings.subject_strategy,
-                routing=load_routing(settings.relay_routing) if settings.relay_routing else None,
-                event_types=declared.event_types if declared else (),
-                upcasters=declared.upcasters if declared else (),
-            )
-            relay = Relay(
-                log,
-                settings.kafka(),
-                name=settings.relay_name,
-                topic_prefix=settings.topic_prefix,
-                router=router,
-                state=_state(settings, table),
-                topics=topic_settings(settings),
-                delivery=settings.relay_delivery,
-                compression=settings.relay_compression,
-                shards=settings.relay_shards,
-                batch_events=settings.relay_batch_events,
-                lease_s=settings.relay_lease_s,
-                give_up_after_s=settings.give_up_after_s,
-            )
-
-            async def look() -> dict[str, object]:
-                behind = await log.last_position() - relay.position if relay.shards else 0
-                facts: dict[str, object] = {"state": relay.state, "shards": str(len(relay.shards))}
-                return facts | {"position": relay.position, "lag": behind, "published": relay.published}
-
-            await until_signalled(logged_in(settings.kafka(), relay.run), relay.stop, "relay", look)
+            relay = await make_relay(settings, log, _state(settings, table))
+            working = logged_in(settings.kafka(), relay.run)
+            await until_signalled(working, relay.stop, "relay", lambda: look_at_relay(relay, log))
 
     _with_table(context, work)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import asyncpg
 import typer
@@ -22,14 +22,17 @@ from .relay.state import RelayState
 from .relay.topics import Topics, TopicSettings
 from .routing_module import make_router
 from .running import MetricsPort, cycles_collected_by_the_clock, logged_in, metrics_address, until_signalled
-from .schemas import RegistryClient
 from .settings import Settings
 from .store.postgres import PostgresLog, PostgresOutbox
 from .store.postgres.published import Published
 from .supervisor import SUPERVISED, Supervisor, own_arguments, stop_with_parent
 from .terminal import run
 
-__all__ = ["make_relay", "relay_app", "topic_settings"]
+if TYPE_CHECKING:
+    from .relay.source import State
+    from .store.dynamodb import DynamoDBLog
+
+__all__ = ["look_at_relay", "make_relay", "relay_app"]
 
 relay_app = typer.Typer(no_args_is_help=True, help="Publish the log to Kafka.")
 relay_app.command("verify")(relay_verify)
@@ -38,15 +41,16 @@ relay_app.command("replay")(relay_replay)
 Result = TypeVar("Result")
 
 
-async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryClient | None) -> Relay:
-    """Make the relay that the settings describe."""
+async def make_relay(settings: Settings, log: PostgresLog | DynamoDBLog, state: State) -> Relay:
+    """Make the relay that the settings describe, of a log, with what its processes share."""
     return Relay(
-        PostgresLog(pool, registry=registry),
+        log,
         settings.kafka(),
         name=settings.relay_name,
         topic_prefix=settings.topic_prefix,
-        router=await make_router(settings, pool, registry),
-        topics=topic_settings(settings),
+        router=await make_router(settings, log),
+        state=state,
+        topics=_topic_settings(settings),
         delivery=settings.relay_delivery,
         compression=settings.relay_compression,
         shards=settings.relay_shards,
@@ -56,6 +60,13 @@ async def make_relay(settings: Settings, pool: asyncpg.Pool, registry: RegistryC
     )
 
 
+async def look_at_relay(relay: Relay, log: PostgresLog | DynamoDBLog) -> dict[str, object]:
+    """Return what is shown of a relay while it runs."""
+    behind = await log.last_position() - relay.position if relay.shards else 0
+    facts: dict[str, object] = {"state": relay.state, "shards": str(len(relay.shards))}
+    return facts | {"position": relay.position, "lag": behind, "published": relay.published}
+
+
 def make_outbox_relay(settings: Settings, pool: asyncpg.Pool) -> OutboxRelay:
     """Make the relay of the outbox: beside the log's, with a cursor and shards of its own."""
     return OutboxRelay(
@@ -63,7 +74,7 @@ def make_outbox_relay(settings: Settings, pool: asyncpg.Pool) -> OutboxRelay:
         settings.kafka(),
         name=f"{settings.relay_name}.outbox",
         topic_prefix=settings.topic_prefix,
-        topics=topic_settings(settings),
+        topics=_topic_settings(settings),
         delivery=settings.relay_delivery,
         compression=settings.relay_compression,
         batch_events=settings.relay_batch_events,
@@ -93,14 +104,9 @@ def relay_run(
             open_registry(settings) as registry,
             keeping_registry(pool, registry),
         ):
-            relay = await make_relay(settings, pool, registry)
+            log = PostgresLog(pool, registry=registry)
+            relay = await make_relay(settings, log, _state(settings, pool))
             outbox = make_outbox_relay(settings, pool)
-            log = PostgresLog(pool)
-
-            async def look() -> dict[str, object]:
-                behind = await log.last_position() - relay.position if relay.shards else 0
-                facts: dict[str, object] = {"state": relay.state, "shards": str(len(relay.shards))}
-                return facts | {"position": relay.position, "lag": behind, "published": relay.published}
 
             async def publish() -> None:
                 try:
@@ -123,7 +129,9 @@ def relay_run(
                     published = Published(pool, topic_prefix=settings.topic_prefix, relay_name=settings.relay_name)
                     serving = serving_relay(relay, _state(settings, pool), outbox, published, **metrics)
                     await beside.enter_async_context(serving)
-                await until_signalled(logged_in(settings.kafka(), publish), stop, "relay", look, quiet=quiet)
+                await until_signalled(
+                    logged_in(settings.kafka(), publish), stop, "relay", lambda: look_at_relay(relay, log), quiet=quiet
+                )
 
     run(work())
 
@@ -158,7 +166,7 @@ def relay_reshard(
     settings: Settings = context.obj
 
     async def work(state: RelayState) -> bool:
-        topics = Topics(settings.kafka(), state, topic_settings(settings))
+        topics = Topics(settings.kafka(), state, _topic_settings(settings))
         return await reshard(
             settings.kafka(), state, topics, prefix=settings.topic_prefix, name=settings.relay_name, shards=shards
         )
@@ -167,7 +175,7 @@ def relay_reshard(
     typer.echo(f"{state_of(settings)} has {shards} shards" if changed else "nothing to do")
 
 
-def topic_settings(settings: Settings) -> TopicSettings:
+def _topic_settings(settings: Settings) -> TopicSettings:
     return TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms)
 
 

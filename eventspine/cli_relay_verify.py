@@ -146,7 +146,7 @@ async def _parts(settings: Settings) -> AsyncIterator[_Parts]:
         await asyncio.to_thread(check_login, settings.kafka())
         state = RelayState(pool, relay_id(settings.topic_prefix, settings.relay_name), lease_s=settings.relay_lease_s)
         topic_settings = TopicSettings(settings.topic_partitions, settings.topic_replication, settings.topic_retention_ms)
-        router = await make_router(settings, pool, registry)
+        router = await make_router(settings, PostgresLog(pool, registry=registry))
         yield _Parts(settings, pool, PostgresLog(pool, registry=registry), router, state, topic_settings)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncpg
-
 from .relay import Routing
 from .relay.router import Router
+from .relay.source import Pins
 from .schema_module import import_module, load_schema_module
-from .schemas import RegistryClient, SettingsError
+from .schemas import SettingsError
 from .settings import Settings
-from .store.postgres import PostgresLog
 
 __all__ = ["load_routing", "make_router"]
 
@@ -32,17 +30,17 @@ def load_routing(path: str) -> Routing:
     return found
 
 
-async def make_router(settings: Settings, pool: asyncpg.Pool, registry: RegistryClient | None) -> Router:
-    """Make the router that the settings describe, with its public event types registered.
+async def make_router(settings: Settings, log: Pins) -> Router:
+    """Make the router of a log that the settings describe, with its public event types registered.
 
     Raises:
         SettingsError: the routing can't be loaded, or an option is unknown.
         SchemaError: a public type contradicts a registered one.
-        Unavailable: Postgres is away, or with a new public type the registry.
+        Unavailable: the log is away, or with a new public type the registry.
     """
     declared = load_schema_module(settings.schema_modules()) if settings.relay_routing else None
     router = Router(
-        PostgresLog(pool, registry=registry),
+        log,
         prefix=settings.topic_prefix,
         source=settings.source,
         value_format=settings.value_format,
